@@ -1,0 +1,206 @@
+package cfs
+
+// OpKind is the kind of an operation on the namespace. The numbers are stable:
+// they are on the wire and in the Raft log.
+type OpKind uint8
+
+// The operations. Each line says which fields of Op it reads. Name fields are
+// bytes without '/' or NUL, 1 to MaxName long.
+const (
+	// OpCreate makes an inode of Attr.Mode's type {Dir, Name, Attr: Mode UID GID Rdev, Value: a symlink's target}.
+	// With Exclusive an existing name is EEXIST; without it an existing regular file is returned as it is.
+	OpCreate OpKind = iota + 1
+	// OpLink adds a name to an inode {Ino, Dir, Name}.
+	OpLink
+	// OpUnlink removes a name that is not a directory {Dir, Name, Hold}.
+	OpUnlink
+	// OpRmdir removes an empty directory {Dir, Name}.
+	OpRmdir
+	// OpRename moves a name {Dir, Name, NewDir, NewName, Flags: RENAME_*, Hold: of the replaced inode}.
+	OpRename
+	// OpSetAttr changes attributes {Ino, Mask, Attr}.
+	OpSetAttr
+	// OpSetXattr sets an extended attribute {Ino, Name, Value, Flags: XATTR_*}.
+	OpSetXattr
+	// OpRemoveXattr removes an extended attribute {Ino, Name}.
+	OpRemoveXattr
+	// OpWrite replaces ranges {Ino, Extents, Epochs, Attr.Size: the least size after, 0 for none;
+	// Attr.MtimeNS: 0 for the command's time}. Epochs names every group that Extents names.
+	// A range of kind ExtentHole is removed. With KeepSize the size does not grow.
+	OpWrite
+	// OpSwap replaces exactly the extents Expect by Extents {Ino, Expect, Extents, Epochs}; any difference is Conflict.
+	OpSwap
+	// OpRelease ends this session's hold of an inode without a name {Ino}.
+	OpRelease
+	// OpReap deletes up to MaxCommandExtents rows of what is queued for deletion.
+	OpReap
+	// OpOpenSession makes a session {Name: what its owner calls itself}: Result.Session.
+	OpOpenSession
+	// OpExpireSession ends a session {Sess}: its holds go, its stripe ids fall below the floor.
+	OpExpireSession
+	// OpSetNode records a node {Node}.
+	OpSetNode
+	// OpSetDevice records a device {Device}; another UUID under a known id is Conflict.
+	OpSetDevice
+	// OpSetGroups records placement groups {Groups, MapVersion: the map they were planned from; if it
+	// has changed, Conflict}. A group with id 0 is new; the epoch of one that changes rises by one.
+	OpSetGroups
+	// OpFeedDone says how far a device has followed the delete feed {Device: ID, FeedPos}.
+	OpFeedDone
+)
+
+// Rename flags, as in linux/fs.h.
+const (
+	RenameNoreplace = 1
+	RenameExchange  = 2
+	RenameWhiteout  = 4
+)
+
+// Xattr flags, as in linux/xattr.h.
+const (
+	XattrCreate  = 1
+	XattrReplace = 2
+)
+
+// PGEpoch says under which epoch of a group shards were put.
+type PGEpoch struct {
+	PG    PGID
+	Epoch Epoch
+}
+
+// Op is one operation. It is flat, as a submission queue entry or a FUSE
+// request is: Kind says which fields it reads (see OpKind), the others are zero.
+type Op struct {
+	Kind      OpKind
+	Ino       Ino
+	Dir       Ino
+	NewDir    Ino
+	Name      string
+	NewName   string
+	Value     []byte
+	Flags     uint32
+	Mask      SetMask
+	Attr      Attr
+	Extents   []Extent
+	Expect    []Extent
+	Epochs    []PGEpoch
+	Exclusive bool
+	Hold      bool // the session has the inode open: keep it though its last name goes
+	KeepSize  bool
+
+	// Of the operations that the leader proposes (OpReap and after).
+	Sess       SessionID
+	Node       Node
+	Device     Device
+	Groups     []PG
+	MapVersion uint64
+}
+
+// Cred is on whose behalf a command acts. With Enforce the namespace checks
+// permissions itself; without it a kernel has (FUSE with default_permissions).
+type Cred struct {
+	UID     uint32
+	GID     uint32
+	Groups  []uint32
+	Enforce bool
+}
+
+// Command is a batch of operations that take effect together or not at all,
+// and exactly once: a retry carries the same Session and Seq and gets the same
+// Reply. Sequences of a session start at 1 and may be applied in any order.
+// Session 0 is the leader itself: its operations (OpReap and after) are
+// idempotent, keep no reply and have no sequence.
+type Command struct {
+	Session SessionID
+	Seq     uint64
+	// LowWater: all replies below it have been received, so that they can be forgotten.
+	LowWater uint64
+	// Floor: all stripes of this session with a counter below it are committed or abandoned.
+	Floor uint64
+	Cred  Cred
+	Ops   []Op
+}
+
+// Result is the outcome of one operation: the inode that it made or changed,
+// after the change. For OpUnlink and OpRename Attr is the inode that lost its
+// name (Ino 0 for none).
+type Result struct {
+	Attr Attr
+	// Dir is the parent's attributes after the change, NewDir those of OpRename's
+	// second parent where it differs (Ino 0 for none).
+	Dir    Attr
+	NewDir Attr
+	// Session is the one that OpOpenSession made.
+	Session SessionID
+}
+
+// Reply is the outcome of a command. Kind is KindOK or why nothing was done;
+// Failed is then the index of the operation that failed.
+type Reply struct {
+	Kind    Kind
+	Failed  uint16
+	Index   uint64 // log index at which it took effect
+	Results []Result
+}
+
+// QueryKind is the kind of a read of the namespace.
+type QueryKind uint8
+
+// The queries; each line says which fields of Query it reads.
+const (
+	// QueryLookup finds a name {Dir, Name}: Attr is the inode's, Dir the parent's.
+	QueryLookup QueryKind = iota + 1
+	// QueryGetAttr {Ino}.
+	QueryGetAttr
+	// QueryReadDir lists names after Name {Dir, Name: "" for the start, Limit, WithAttrs}.
+	QueryReadDir
+	// QueryReadlink {Ino}: Value is the target.
+	QueryReadlink
+	// QueryGetXattr {Ino, Name}: Value.
+	QueryGetXattr
+	// QueryListXattr {Ino}: Names.
+	QueryListXattr
+	// QueryExtents lists the extents that meet [Off, End), at most Limit {Ino, Off, End, Limit}.
+	QueryExtents
+	// QueryStatfs.
+	QueryStatfs
+	// QueryMap is the cluster's layout.
+	QueryMap
+	// QueryFeed lists freed stripes after position Off, at most Limit.
+	QueryFeed
+)
+
+// Query is one linearizable read; it is flat as Op is.
+type Query struct {
+	Kind      QueryKind
+	Ino       Ino
+	Dir       Ino
+	Name      string
+	Off       uint64
+	End       uint64
+	Limit     uint32
+	WithAttrs bool
+}
+
+// Freed is an entry of the delete feed: a stripe that nothing references any more.
+type Freed struct {
+	Pos    uint64
+	PG     PGID
+	Stripe StripeID
+}
+
+// Answer is the result of a Query. More says that a listing goes on: ask again
+// after the last entry.
+type Answer struct {
+	Kind    Kind
+	Attr    Attr
+	Dir     Attr
+	Value   []byte
+	Names   []string
+	Entries []Dirent
+	Extents []Extent
+	Statfs  Statfs
+	Map     *Map
+	Freed   []Freed
+	More    bool
+}
