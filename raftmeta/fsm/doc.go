@@ -1,0 +1,45 @@
+// Package fsm is the namespace as a pure state machine: it takes one log entry
+// after the other and changes an ordered key-value store. It knows no clock, no
+// randomness, no goroutine and no network, so every replica and every replay
+// computes the same state, byte for byte.
+//
+//   - Machine.Apply carries out a command; Read answers a query. Both see the
+//     state through the small KV and Reader interfaces.
+//   - A command is atomic: its writes gather in an overlay (tx.go) and reach the
+//     KV only when every operation has succeeded.
+//   - A refusal (a name that exists, an epoch that has passed) is a Reply; it is
+//     state like any other. An error means that the state or the KV is broken:
+//     the replica must halt, since answering would let replicas diverge.
+//
+// # State
+//
+// Keys are a prefix byte and big-endian fields, so that the order of keys is the
+// order of numbers; values are fixed little-endian records that start with a
+// version byte (record.go).
+//
+//	A name                   counters and marks of the whole machine
+//	D dir name               directory entry: inode and type
+//	E ino map end            extent row, by the offset of its end: the first row that
+//	                         meets [off, ...) is then the first key above off
+//	F pos                    delete feed: a stripe that nothing references
+//	G pg                     placement group
+//	H ino session            a session holds an inode that lost its last name
+//	I ino                    inode
+//	L ino                    a symbolic link's target
+//	N node                   node
+//	Q ino map                extent rows to be deleted in the background
+//	R session seq            reply of a command, for its retries
+//	S pg session counter     stripe table: live bytes, references, length, key
+//	T session                session: floor, low-water mark, name
+//	V device                 device
+//	X ino name               extended attribute
+//	Z session counter        stripe without references, at or above its floor: its group
+//	h session ino            the holds of a session
+//
+// # Invariants
+//
+// A stripe has a row in S exactly while extents reference it or its id is at or
+// above its session's floor and was committed once. It enters the feed when both
+// end. An id below its session's floor is never committed; a session that is
+// gone has an infinite floor.
+package fsm

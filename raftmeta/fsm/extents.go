@@ -1,0 +1,433 @@
+package fsm
+
+import (
+	"encoding/binary"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// rows returns the extent rows that meet [off, end), at most limit; more says
+// that there are others.
+func (t *tx) rows(i cfs.Ino, m uint32, off, end uint64, limit int) (rows []cfs.Extent, more bool) {
+	if off >= end {
+		return nil, false
+	}
+	t.scan(extentKey(i, m, off+1), after(mapKey(prefixExtent, i, m)), func(k, v []byte) bool {
+		x, ok := decodeExtent(binary.BigEndian.Uint64(k[len(k)-8:]), v)
+		if !ok {
+			t.corrupt(k)
+			return false
+		}
+		if x.Off >= end {
+			return false
+		}
+		if len(rows) == limit {
+			more = true
+			return false
+		}
+		rows = append(rows, x)
+		return true
+	})
+	return rows, more
+}
+
+// addRow stores an extent row and references what it names.
+func (t *tx) addRow(n *inode, x *cfs.Extent) {
+	t.ref(x)
+	t.putRow(n, x)
+}
+
+// putRow stores an extent row whose bytes are referenced already.
+func (t *tx) putRow(n *inode, x *cfs.Extent) {
+	t.set(extentKey(n.Ino, n.Map, x.End()), encodeExtent(x))
+	n.stored += x.Len
+}
+
+// ref counts a reference of an extent row to its bytes.
+func (t *tx) ref(x *cfs.Extent) {
+	switch x.Kind {
+	case cfs.ExtentInline:
+		t.addMark(markInline, x.Len)
+	case cfs.ExtentStripe:
+		s, ok := load(t, stripeKey(x.PG, x.Stripe), decodeStripe)
+		if !ok {
+			s = &stripe{len: x.StripeLen}
+			t.addMark(markRaw, t.rawBytes(x.PG, x.StripeLen))
+		} else if s.refs == 0 {
+			t.del(zeroKey(x.Stripe))
+		}
+		s.refs++
+		s.live += x.Len
+		t.set(stripeKey(x.PG, x.Stripe), encodeStripe(s))
+	}
+}
+
+// unref takes a row's reference away. A stripe that loses its last one is freed
+// once its id is below its session's floor: until then the session may still
+// name it.
+func (t *tx) unref(x *cfs.Extent) {
+	switch x.Kind {
+	case cfs.ExtentInline:
+		t.addMark(markInline, -x.Len)
+	case cfs.ExtentStripe:
+		s, ok := load(t, stripeKey(x.PG, x.Stripe), decodeStripe)
+		if !ok || s.refs == 0 || s.live < x.Len {
+			t.corrupt(stripeKey(x.PG, x.Stripe))
+			return
+		}
+		s.refs--
+		s.live -= x.Len
+		if s.refs == 0 && x.Stripe.Counter < t.floor(x.Stripe.Session) {
+			t.freeStripe(x.PG, x.Stripe, s.len)
+			return
+		}
+		t.set(stripeKey(x.PG, x.Stripe), encodeStripe(s))
+		if s.refs == 0 {
+			t.set(zeroKey(x.Stripe), binary.BigEndian.AppendUint32(nil, uint32(x.PG)))
+		}
+	}
+}
+
+// rawBytes is what a stripe of n data bytes takes on all devices.
+func (t *tx) rawBytes(pg cfs.PGID, n uint32) uint64 {
+	g, ok := load(t, groupKey(pg), decodePG)
+	if !ok {
+		t.corrupt(groupKey(pg))
+		return 0
+	}
+	return uint64(g.Geometry.ShardSize(n)) * uint64(g.Geometry.Total())
+}
+
+// floor is a session's floor; that of a session that is gone is infinite.
+func (t *tx) floor(s cfs.SessionID) uint64 {
+	if sess, ok := load(t, sessionKey(s), decodeSession); ok {
+		return sess.floor
+	}
+	return ^uint64(0)
+}
+
+// freeStripe moves a stripe from the stripe table to the delete feed.
+func (t *tx) freeStripe(pg cfs.PGID, s cfs.StripeID, n uint32) {
+	t.del(stripeKey(pg, s))
+	t.del(zeroKey(s))
+	t.addMark(markRaw, -t.rawBytes(pg, n))
+	pos := t.mark(markFeedNext)
+	t.set(feedKey(pos), encodeFreed(&cfs.Freed{PG: pg, Stripe: s}))
+	t.setMark(markFeedNext, pos+1)
+	if first := t.mark(markFeedFirst); pos-first >= MaxFeed {
+		t.del(feedKey(first))
+		t.setMark(markFeedFirst, first+1)
+	}
+}
+
+// freeBelow frees the unreferenced stripes of a session below its floor.
+func (t *tx) freeBelow(s cfs.SessionID, floor uint64) {
+	type idle struct {
+		pg cfs.PGID
+		id cfs.StripeID
+	}
+	var free []idle
+	lo, hi := zeroKey(cfs.StripeID{Session: s}), zeroKey(cfs.StripeID{Session: s, Counter: floor})
+	t.scan(lo, hi, func(k, v []byte) bool {
+		if len(v) != 4 {
+			t.corrupt(k)
+			return false
+		}
+		id := cfs.StripeID{Session: s, Counter: binary.BigEndian.Uint64(k[9:])}
+		free = append(free, idle{cfs.PGID(binary.BigEndian.Uint32(v)), id})
+		return true
+	})
+	for _, f := range free {
+		st, ok := load(t, stripeKey(f.pg, f.id), decodeStripe)
+		if !ok {
+			t.corrupt(stripeKey(f.pg, f.id))
+			return
+		}
+		t.freeStripe(f.pg, f.id, st.len)
+	}
+}
+
+// checkExtents refuses extents that cannot be committed: malformed ones, those of
+// groups under a passed epoch, and new stripes that are not this session's or
+// fall below its floor.
+func (t *tx) checkExtents(op *cfs.Op) cfs.Kind {
+	if len(op.Extents) == 0 || len(op.Extents)+len(op.Expect) > cfs.MaxCommandExtents {
+		return cfs.TooBig
+	}
+	var inline uint64
+	for i := range op.Extents {
+		x := &op.Extents[i]
+		if x.Len == 0 || x.Off > cfs.MaxFileSize || x.Len > cfs.MaxFileSize-x.Off {
+			return cfs.TooLarge
+		}
+		switch x.Kind {
+		case cfs.ExtentHole, cfs.ExtentUnwritten:
+		case cfs.ExtentInline:
+			if x.Len > cfs.MaxInline || uint64(len(x.Inline)) != x.Len {
+				return cfs.Invalid
+			}
+			inline += x.Len
+		case cfs.ExtentStripe:
+			if k := t.checkStripe(op, x); k != cfs.KindOK {
+				return k
+			}
+		default:
+			return cfs.Invalid
+		}
+	}
+	if inline > 0 && t.mark(markInline)+inline > MaxInlineBytes {
+		return cfs.InlineFull
+	}
+	return cfs.KindOK
+}
+
+func (t *tx) checkStripe(op *cfs.Op, x *cfs.Extent) cfs.Kind {
+	g, ok := load(t, groupKey(x.PG), decodePG)
+	switch {
+	case !ok:
+		return cfs.Invalid
+	case x.StripeLen > g.Geometry.MaxData() || x.Len > uint64(x.StripeLen) || uint64(x.StripeOff)+x.Len > uint64(x.StripeLen):
+		return cfs.Invalid
+	}
+	if s, ok := load(t, stripeKey(x.PG, x.Stripe), decodeStripe); ok {
+		if s.len != x.StripeLen {
+			return cfs.Invalid
+		}
+		return cfs.KindOK // a reference more to a stripe that is already committed
+	}
+	if x.Stripe.Session != t.sess || x.Stripe.Counter < t.floor(t.sess) {
+		return cfs.BelowFloor
+	}
+	for _, e := range op.Epochs {
+		if e.PG == x.PG {
+			if e.Epoch != g.Epoch {
+				return cfs.StaleEpoch
+			}
+			return cfs.KindOK
+		}
+	}
+	return cfs.StaleEpoch
+}
+
+func (t *tx) write(op *cfs.Op, res *cfs.Result) cfs.Kind {
+	n, ok := t.inode(op.Ino)
+	if !ok {
+		return cfs.Stale
+	}
+	if n.IsDir() {
+		return cfs.IsDir
+	}
+	if !n.IsRegular() {
+		return cfs.Invalid
+	}
+	if k := t.checkExtents(op); k != cfs.KindOK {
+		return k
+	}
+	if op.Attr.Size > cfs.MaxFileSize {
+		return cfs.TooLarge
+	}
+	size := max(n.Size, op.Attr.Size)
+	budget := MaxReplaced
+	t.refAll(op.Extents)
+	for i := range op.Extents {
+		x := &op.Extents[i]
+		var k cfs.Kind
+		if x.Kind == cfs.ExtentUnwritten {
+			k = t.fillHoles(n, x, &budget)
+		} else {
+			k = t.replaceRange(n, x, &budget)
+		}
+		if k != cfs.KindOK {
+			return k
+		}
+		if x.Kind != cfs.ExtentHole {
+			size = max(size, x.End())
+		}
+	}
+	if !op.KeepSize {
+		n.Size = size
+	}
+	n.MtimeNS = t.now
+	if op.Attr.MtimeNS != 0 {
+		n.MtimeNS = op.Attr.MtimeNS
+	}
+	if op.Mask&cfs.SetKillPriv != 0 {
+		t.killPriv(n)
+	}
+	t.touch(n)
+	res.Attr = n.Attr
+	return cfs.KindOK
+}
+
+// refAll references the bytes of a command's extents before any row is replaced,
+// so that a stripe which moves within a file never loses its last reference.
+func (t *tx) refAll(extents []cfs.Extent) {
+	for i := range extents {
+		t.ref(&extents[i])
+	}
+}
+
+// replaceRange makes [x.Off, x.End()) of the file what x, which is referenced
+// already, says. budget is how many rows the command may still replace.
+func (t *tx) replaceRange(n *inode, x *cfs.Extent, budget *int) cfs.Kind {
+	old, more := t.rows(n.Ino, n.Map, x.Off, x.End(), *budget)
+	if more {
+		return cfs.TooBig
+	}
+	*budget -= len(old)
+	for i := range old {
+		t.trimRow(n, &old[i], x.Off, x.End())
+	}
+	if x.Kind != cfs.ExtentHole {
+		t.putRow(n, x)
+	}
+	return cfs.KindOK
+}
+
+// trimRow removes [off, end) from a row and keeps what is left on either side.
+// What is kept is referenced before the row lets go.
+func (t *tx) trimRow(n *inode, row *cfs.Extent, off, end uint64) {
+	n.stored -= row.Len
+	t.del(extentKey(n.Ino, n.Map, row.End()))
+	if row.Off < off {
+		left := row.Slice(row.Off, off)
+		t.addRow(n, &left)
+	}
+	if row.End() > end {
+		right := row.Slice(end, row.End())
+		t.addRow(n, &right)
+	}
+	t.unref(row)
+}
+
+// fillHoles allocates what [x.Off, x.End()) does not have yet.
+func (t *tx) fillHoles(n *inode, x *cfs.Extent, budget *int) cfs.Kind {
+	old, more := t.rows(n.Ino, n.Map, x.Off, x.End(), *budget)
+	if more {
+		return cfs.TooBig
+	}
+	*budget -= len(old)
+	at := x.Off
+	for i := range old {
+		if at < old[i].Off {
+			t.addRow(n, &cfs.Extent{Off: at, Len: old[i].Off - at, Kind: cfs.ExtentUnwritten})
+		}
+		at = old[i].End()
+	}
+	if at < x.End() {
+		t.addRow(n, &cfs.Extent{Off: at, Len: x.End() - at, Kind: cfs.ExtentUnwritten})
+	}
+	return cfs.KindOK
+}
+
+// swap replaces exactly the rows that the caller has read, if they are still so.
+func (t *tx) swap(op *cfs.Op, res *cfs.Result) cfs.Kind {
+	n, ok := t.inode(op.Ino)
+	if !ok || !n.IsRegular() {
+		return cfs.Conflict
+	}
+	if k := t.checkExtents(op); k != cfs.KindOK {
+		return k
+	}
+	for i := range op.Expect {
+		want := &op.Expect[i]
+		x, ok := load(t, extentKey(op.Ino, n.Map, want.End()), func(b []byte) (cfs.Extent, bool) { return decodeExtent(want.End(), b) })
+		if !ok || !x.SameBytes(want) {
+			return cfs.Conflict
+		}
+	}
+	// The new rows must lie where the old ones were, or a write in between could be lost.
+	for i := range op.Extents {
+		if !covered(&op.Extents[i], op.Expect) {
+			return cfs.Conflict
+		}
+	}
+	budget := MaxReplaced
+	t.refAll(op.Extents)
+	for i := range op.Extents {
+		if k := t.replaceRange(n, &op.Extents[i], &budget); k != cfs.KindOK {
+			return k
+		}
+	}
+	t.putInode(n) // the bytes are the same: no time changes
+	res.Attr = n.Attr
+	return cfs.KindOK
+}
+
+// covered reports that the rows, in order of offset, cover x without a gap.
+func covered(x *cfs.Extent, rows []cfs.Extent) bool {
+	at := x.Off
+	for i := range rows {
+		if rows[i].Off <= at && at < rows[i].End() {
+			at = rows[i].End()
+		}
+	}
+	return at >= x.End()
+}
+
+// truncate removes what lies at and above size. Few rows go one by one; of many,
+// the rows that stay move to a new map and the old map is deleted in the
+// background, so that extending again never shows old bytes.
+func (t *tx) truncate(n *inode, size uint64) {
+	tail, more := t.rows(n.Ino, n.Map, size, ^uint64(0), cfs.MaxCommandExtents)
+	if !more {
+		for i := range tail {
+			t.trimRow(n, &tail[i], size, ^uint64(0))
+		}
+		return
+	}
+	keep, _ := t.rows(n.Ino, n.Map, 0, size, int(^uint(0)>>1))
+	old := n.Map
+	n.Map++
+	n.stored = 0
+	for i := range keep {
+		if keep[i].End() > size {
+			keep[i] = keep[i].Slice(keep[i].Off, size)
+		}
+		t.addRow(n, &keep[i])
+	}
+	t.queueMap(n.Ino, old)
+}
+
+func (t *tx) queueMap(i cfs.Ino, m uint32) {
+	t.set(mapKey(prefixQueue, i, m), []byte{recordVersion})
+}
+
+// dropMap deletes the extent rows of a map that no inode uses any more.
+func (t *tx) dropMap(i cfs.Ino, m uint32) {
+	if t.dropRows(i, m, reapAtOnce) == reapAtOnce {
+		t.queueMap(i, m)
+	}
+}
+
+// dropRows deletes up to limit rows of a map and returns how many it deleted.
+func (t *tx) dropRows(i cfs.Ino, m uint32, limit int) int {
+	rows, _ := t.rows(i, m, 0, ^uint64(0), limit)
+	for j := range rows {
+		t.del(extentKey(i, m, rows[j].End()))
+		t.unref(&rows[j])
+	}
+	return len(rows)
+}
+
+// reap deletes a command's worth of what is queued for deletion.
+func (t *tx) reap() cfs.Kind {
+	type queued struct {
+		ino cfs.Ino
+		m   uint32
+	}
+	var queue []queued
+	t.scan([]byte{prefixQueue}, []byte{prefixQueue + 1}, func(k, _ []byte) bool {
+		queue = append(queue, queued{cfs.Ino(binary.BigEndian.Uint64(k[1:])), binary.BigEndian.Uint32(k[9:])})
+		return len(queue) < 64
+	})
+	budget := cfs.MaxCommandExtents
+	for _, q := range queue {
+		n := t.dropRows(q.ino, q.m, budget)
+		if budget -= n; budget == 0 {
+			break
+		}
+		t.del(mapKey(prefixQueue, q.ino, q.m))
+	}
+	return cfs.KindOK
+}

@@ -1,0 +1,123 @@
+package fsm
+
+import (
+	"encoding/binary"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// Key prefixes; doc.go explains each.
+const (
+	prefixMark    = 'A'
+	prefixDirent  = 'D'
+	prefixExtent  = 'E'
+	prefixFeed    = 'F'
+	prefixGroup   = 'G'
+	prefixHold    = 'H'
+	prefixInode   = 'I'
+	prefixLink    = 'L'
+	prefixNode    = 'N'
+	prefixQueue   = 'Q'
+	prefixReply   = 'R'
+	prefixStripe  = 'S'
+	prefixSession = 'T'
+	prefixDevice  = 'V'
+	prefixXattr   = 'X'
+	prefixZero    = 'Z'
+	prefixHeldBy  = 'h'
+)
+
+// The marks: names under prefixMark, each an 8-byte number but markCluster.
+const (
+	markApplied     = "applied"      // log index of the last entry
+	markCluster     = "cluster"      // the cluster's id, bytes
+	markFeedFirst   = "feed-first"   // position of the oldest retained feed row
+	markFeedNext    = "feed-next"    // position of the next feed row
+	markInline      = "inline-bytes" // bytes in inline extents
+	markInodes      = "inodes"       // inodes in the namespace
+	markMapVersion  = "map-version"  // index of the last change of the map
+	markNextIno     = "next-ino"     // counter part of the next inode
+	markNextPG      = "next-pg"      // next placement group
+	markNextSession = "next-session" // next session
+	markRaw         = "raw-bytes"    // bytes of all shards of all stripes
+	markSessions    = "sessions"     // sessions that are open
+	markStamp       = "stamp"        // largest time stamp applied, ns
+)
+
+func key1(p byte, a uint64) []byte {
+	k := make([]byte, 1, 9)
+	k[0] = p
+	return binary.BigEndian.AppendUint64(k, a)
+}
+
+func key2(p byte, a, b uint64) []byte {
+	k := make([]byte, 1, 17)
+	k[0] = p
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(k, a), b)
+}
+
+func markKey(name string) []byte { return append([]byte{prefixMark}, name...) }
+
+func inodeKey(i cfs.Ino) []byte  { return key1(prefixInode, uint64(i)) }
+func targetKey(i cfs.Ino) []byte { return key1(prefixLink, uint64(i)) }
+
+func direntKey(dir cfs.Ino, name string) []byte {
+	return append(key1(prefixDirent, uint64(dir)), name...)
+}
+
+func xattrKey(i cfs.Ino, name string) []byte {
+	return append(key1(prefixXattr, uint64(i)), name...)
+}
+
+// mapKey is the prefix of an inode's extent rows (prefixExtent) or its place in
+// the queue of deletions (prefixQueue).
+func mapKey(p byte, i cfs.Ino, m uint32) []byte {
+	return binary.BigEndian.AppendUint32(key1(p, uint64(i)), m)
+}
+
+func extentKey(i cfs.Ino, m uint32, end uint64) []byte {
+	return binary.BigEndian.AppendUint64(mapKey(prefixExtent, i, m), end)
+}
+
+func stripeKey(pg cfs.PGID, s cfs.StripeID) []byte {
+	k := make([]byte, 1, 21)
+	k[0] = prefixStripe
+	k = binary.BigEndian.AppendUint32(k, uint32(pg))
+	k = binary.BigEndian.AppendUint64(k, uint64(s.Session))
+	return binary.BigEndian.AppendUint64(k, s.Counter)
+}
+
+func zeroKey(s cfs.StripeID) []byte { return key2(prefixZero, uint64(s.Session), s.Counter) }
+
+func holdKey(i cfs.Ino, s cfs.SessionID) []byte { return key2(prefixHold, uint64(i), uint64(s)) }
+
+func heldByKey(s cfs.SessionID, i cfs.Ino) []byte { return key2(prefixHeldBy, uint64(s), uint64(i)) }
+
+func replyKey(s cfs.SessionID, seq uint64) []byte { return key2(prefixReply, uint64(s), seq) }
+
+func sessionKey(s cfs.SessionID) []byte { return key1(prefixSession, uint64(s)) }
+
+func feedKey(pos uint64) []byte { return key1(prefixFeed, pos) }
+
+func groupKey(pg cfs.PGID) []byte {
+	return binary.BigEndian.AppendUint32([]byte{prefixGroup}, uint32(pg))
+}
+
+func nodeKey(n cfs.NodeID) []byte {
+	return binary.BigEndian.AppendUint16([]byte{prefixNode}, uint16(n))
+}
+
+func deviceKey(d cfs.DeviceID) []byte {
+	return binary.BigEndian.AppendUint32([]byte{prefixDevice}, uint32(d))
+}
+
+// after is the first key that is larger than every key with the prefix.
+func after(prefix []byte) []byte {
+	end := append([]byte(nil), prefix...)
+	for i := len(end) - 1; i >= 0; i-- {
+		if end[i]++; end[i] != 0 {
+			return end[:i+1]
+		}
+	}
+	return nil
+}

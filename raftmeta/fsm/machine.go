@@ -1,0 +1,269 @@
+package fsm
+
+import (
+	"encoding/binary"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// The machine's bounds. They are part of the replicated behaviour: changing one
+// needs a new feature level.
+const (
+	// MaxOutstanding bounds the replies that a session keeps: a sequence must be
+	// less than this above the low-water mark.
+	MaxOutstanding = 4096
+	// MaxOps bounds the operations of a command.
+	MaxOps = 256
+	// MaxSessions bounds the open sessions.
+	MaxSessions = 65536
+	// MaxInlineBytes bounds the bytes in inline extents of the whole namespace.
+	MaxInlineBytes = 1 << 30
+	// MaxReplaced bounds the extent rows that a command replaces; above it is TooBig.
+	MaxReplaced = 4 * cfs.MaxCommandExtents
+	// MaxFeed bounds the rows of the delete feed; the oldest go first.
+	MaxFeed = 1 << 20
+	// reapAtOnce is the number of extent rows that a deletion removes itself
+	// before it leaves the rest to OpReap.
+	reapAtOnce = 64
+)
+
+// Machine applies commands. It holds no state of its own: that is all in the KV.
+type Machine struct{}
+
+// Bootstrap makes the root directory and the cluster's id in an empty state; it
+// does nothing to a state that has them.
+func Bootstrap(kv KV, clusterID string, stampNS int64) error {
+	t := &tx{kv: kv, now: stampNS, over: map[string][]byte{}}
+	if _, ok := t.get(markKey(markCluster)); ok || t.err != nil {
+		return t.err
+	}
+	t.set(markKey(markCluster), []byte(clusterID))
+	root := &inode{parent: cfs.RootIno}
+	root.Attr = cfs.Attr{Ino: cfs.RootIno, Mode: cfs.ModeDir | 0o755, Nlink: 2, Size: cfs.BlockSize,
+		AtimeNS: stampNS, MtimeNS: stampNS, CtimeNS: stampNS, BtimeNS: stampNS}
+	t.putInode(root)
+	t.setMark(markNextIno, cfs.RootIno.Counter()+1)
+	t.setMark(markNextSession, 1)
+	t.setMark(markNextPG, 1)
+	t.setMark(markFeedFirst, 1)
+	t.setMark(markFeedNext, 1)
+	t.setMark(markInodes, 1)
+	return t.commit(kv)
+}
+
+// AppliedIndex is the log index of the last entry that the state contains.
+func AppliedIndex(r Reader) (uint64, error) {
+	t := &tx{kv: r}
+	return t.mark(markApplied), t.err
+}
+
+// SetApplied records an entry that carries no command.
+func SetApplied(kv KV, index uint64) error {
+	return kv.Set(markKey(markApplied), binary.LittleEndian.AppendUint64(nil, index))
+}
+
+// Apply carries out the command of the log entry at index, whose leader stamped
+// it with stampNS, and records the index in the same batch. The reply says how
+// the command went; an error means that the state or the KV is broken and that
+// the replica must stop.
+func (m *Machine) Apply(kv KV, index uint64, stampNS int64, cmd *cfs.Command) (*cfs.Reply, error) {
+	t := &tx{kv: kv, index: index, sess: cmd.Session, cred: cmd.Cred, over: map[string][]byte{}}
+	t.now = max(stampNS, int64(t.mark(markStamp)))
+	base := func() {
+		t.setMark(markApplied, index)
+		t.setMark(markStamp, uint64(t.now))
+	}
+	var sess *session
+	if cmd.Session != 0 {
+		var done *cfs.Reply
+		if sess, done = t.admit(cmd); done != nil || t.err != nil {
+			base()
+			return finish(t, kv, done)
+		}
+	}
+	reply := &cfs.Reply{Index: index}
+	reply.Kind, reply.Failed = t.run(cmd, reply)
+	if reply.Kind != cfs.KindOK {
+		t.over = map[string][]byte{} // nothing of a failed command remains
+		reply.Results = nil
+	}
+	if sess != nil {
+		t.settle(cmd, sess, reply)
+	}
+	base()
+	return finish(t, kv, reply)
+}
+
+func finish(t *tx, kv KV, r *cfs.Reply) (*cfs.Reply, error) {
+	if t.err != nil {
+		return nil, t.err
+	}
+	return r, t.commit(kv)
+}
+
+// admit finds the command's session. It returns a reply for a command that must
+// not be executed: a retry, or one of a session or sequence that has passed.
+func (t *tx) admit(cmd *cfs.Command) (*session, *cfs.Reply) {
+	refuse := func(k cfs.Kind) *cfs.Reply { return &cfs.Reply{Kind: k, Index: t.index} }
+	sess, ok := load(t, sessionKey(cmd.Session), decodeSession)
+	switch {
+	case t.err != nil:
+		return nil, nil
+	case !ok:
+		return nil, refuse(cfs.NoSession)
+	case cmd.Seq < sess.lowWater || cmd.Seq == 0:
+		return nil, refuse(cfs.Replayed)
+	case cmd.Seq-sess.lowWater >= MaxOutstanding:
+		return nil, refuse(cfs.Overloaded)
+	}
+	if r, ok := load(t, replyKey(cmd.Session, cmd.Seq), decodeReply); ok {
+		return sess, r
+	}
+	return sess, nil
+}
+
+// settle records the reply and the session's new marks.
+func (t *tx) settle(cmd *cfs.Command, sess *session, reply *cfs.Reply) {
+	t.set(replyKey(cmd.Session, cmd.Seq), encodeReply(reply))
+	low := min(max(sess.lowWater, cmd.LowWater), cmd.Seq)
+	floor := max(sess.floor, cmd.Floor)
+	if low == sess.lowWater && floor == sess.floor {
+		return
+	}
+	var old [][]byte
+	t.scan(replyKey(cmd.Session, sess.lowWater), replyKey(cmd.Session, low), func(k, _ []byte) bool {
+		old = append(old, append([]byte(nil), k...))
+		return true
+	})
+	for _, k := range old {
+		t.del(k)
+	}
+	raised := floor > sess.floor
+	sess.lowWater, sess.floor = low, floor
+	t.set(sessionKey(cmd.Session), encodeSession(sess))
+	if raised {
+		t.freeBelow(cmd.Session, floor)
+	}
+}
+
+// run executes the operations in order and stops at the first that fails.
+func (t *tx) run(cmd *cfs.Command, reply *cfs.Reply) (cfs.Kind, uint16) {
+	if len(cmd.Ops) > MaxOps {
+		return cfs.TooBig, 0
+	}
+	reply.Results = make([]cfs.Result, len(cmd.Ops))
+	for i := range cmd.Ops {
+		if k := t.op(&cmd.Ops[i], &reply.Results[i]); k != cfs.KindOK {
+			return k, uint16(i)
+		}
+	}
+	return cfs.KindOK, 0
+}
+
+func (t *tx) op(op *cfs.Op, res *cfs.Result) cfs.Kind {
+	if ofLeader := op.Kind >= cfs.OpReap; ofLeader != (t.sess == 0) {
+		return cfs.Permission
+	}
+	switch op.Kind {
+	case cfs.OpCreate:
+		return t.create(op, res)
+	case cfs.OpLink:
+		return t.link(op, res)
+	case cfs.OpUnlink:
+		return t.unlink(op, res)
+	case cfs.OpRmdir:
+		return t.rmdir(op, res)
+	case cfs.OpRename:
+		return t.rename(op, res)
+	case cfs.OpSetAttr:
+		return t.setAttr(op, res)
+	case cfs.OpSetXattr:
+		return t.setXattr(op, res)
+	case cfs.OpRemoveXattr:
+		return t.removeXattr(op, res)
+	case cfs.OpWrite:
+		return t.write(op, res)
+	case cfs.OpSwap:
+		return t.swap(op, res)
+	case cfs.OpRelease:
+		return t.release(op.Ino, t.sess)
+	case cfs.OpReap:
+		return t.reap()
+	case cfs.OpOpenSession:
+		return t.openSession(op, res)
+	case cfs.OpExpireSession:
+		return t.expireSession(op.Sess)
+	case cfs.OpSetNode:
+		return t.setNode(&op.Node)
+	case cfs.OpSetDevice:
+		return t.setDevice(&op.Device)
+	case cfs.OpSetGroups:
+		return t.setGroups(op)
+	case cfs.OpFeedDone:
+		return t.feedDone(op.Device.ID, op.Device.FeedPos)
+	}
+	t.fail(cfs.Errorf("apply", cfs.BadRequest, "operation %d at index %d is of a newer version", op.Kind, t.index))
+	return cfs.BadRequest
+}
+
+func (t *tx) openSession(op *cfs.Op, res *cfs.Result) cfs.Kind {
+	if t.mark(markSessions) >= MaxSessions {
+		return cfs.Overloaded
+	}
+	id := cfs.SessionID(t.mark(markNextSession))
+	t.setMark(markNextSession, uint64(id)+1)
+	t.addMark(markSessions, 1)
+	name := op.Name[:min(len(op.Name), cfs.MaxName)]
+	t.set(sessionKey(id), encodeSession(&session{floor: 1, lowWater: 1, name: name}))
+	res.Session = id
+	return cfs.KindOK
+}
+
+// expireSession ends a session; one that is gone already is no error.
+func (t *tx) expireSession(id cfs.SessionID) cfs.Kind {
+	if _, ok := t.get(sessionKey(id)); !ok {
+		return cfs.KindOK
+	}
+	t.del(sessionKey(id))
+	t.addMark(markSessions, ^uint64(0))
+	var drop [][]byte
+	t.scan(replyKey(id, 0), replyKey(id+1, 0), func(k, _ []byte) bool {
+		drop = append(drop, append([]byte(nil), k...))
+		return true
+	})
+	for _, k := range drop {
+		t.del(k)
+	}
+	var held []cfs.Ino
+	t.scan(heldByKey(id, 0), heldByKey(id+1, 0), func(k, _ []byte) bool {
+		held = append(held, cfs.Ino(binary.BigEndian.Uint64(k[9:])))
+		return true
+	})
+	for _, i := range held {
+		t.release(i, id)
+	}
+	t.freeBelow(id, ^uint64(0))
+	return cfs.KindOK
+}
+
+// Session is an open session as queries see it.
+type Session struct {
+	ID   cfs.SessionID
+	Name string
+}
+
+// Sessions lists the open sessions by id.
+func Sessions(r Reader) ([]Session, error) {
+	var out []Session
+	t := &tx{kv: r}
+	t.scan([]byte{prefixSession}, []byte{prefixSession + 1}, func(k, v []byte) bool {
+		s, ok := decodeSession(v)
+		if !ok || len(k) != 9 {
+			t.corrupt(k)
+			return false
+		}
+		out = append(out, Session{cfs.SessionID(binary.BigEndian.Uint64(k[1:])), s.name})
+		return true
+	})
+	return out, t.err
+}

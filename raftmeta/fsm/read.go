@@ -1,0 +1,253 @@
+package fsm
+
+import (
+	"encoding/binary"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// MaxListing bounds the entries, extents and feed rows of one answer, and is
+// what a query without a limit gets.
+const MaxListing = 1024
+
+// Read answers a query from the state. As with Apply, what the namespace says no
+// to is in the answer, and an error means that the state or the KV is broken.
+func Read(r Reader, q *cfs.Query) (*cfs.Answer, error) {
+	t := &tx{kv: r}
+	a := &cfs.Answer{}
+	switch q.Kind {
+	case cfs.QueryLookup:
+		a.Kind = t.lookup(q, a)
+	case cfs.QueryGetAttr:
+		a.Kind = t.getAttr(q.Ino, a)
+	case cfs.QueryReadDir:
+		a.Kind = t.readDir(q, a)
+	case cfs.QueryReadlink:
+		a.Kind = t.readlink(q.Ino, a)
+	case cfs.QueryGetXattr:
+		a.Kind = t.getXattr(q, a)
+	case cfs.QueryListXattr:
+		a.Kind = t.listXattr(q.Ino, a)
+	case cfs.QueryExtents:
+		if a.Kind = t.getAttr(q.Ino, a); a.Kind == cfs.KindOK {
+			a.Extents, a.More = t.rows(q.Ino, a.Attr.Map, q.Off, q.End, listLimit(q.Limit))
+		}
+	case cfs.QueryStatfs:
+		m, err := ReadMap(r)
+		if err != nil {
+			return nil, err
+		}
+		a.Statfs = t.statfs(m)
+	case cfs.QueryMap:
+		m, err := ReadMap(r)
+		if err != nil {
+			return nil, err
+		}
+		a.Map = m
+	case cfs.QueryFeed:
+		t.feed(q, a)
+	default:
+		a.Kind = cfs.BadRequest
+	}
+	return a, t.err
+}
+
+func listLimit(n uint32) int {
+	if n == 0 || n > MaxListing {
+		return MaxListing
+	}
+	return int(n)
+}
+
+func (t *tx) getAttr(i cfs.Ino, a *cfs.Answer) cfs.Kind {
+	n, ok := t.inode(i)
+	if !ok {
+		return cfs.Stale
+	}
+	a.Attr = n.Attr
+	return cfs.KindOK
+}
+
+func (t *tx) lookup(q *cfs.Query, a *cfs.Answer) cfs.Kind {
+	if len(q.Name) > cfs.MaxName {
+		return cfs.NameTooLong
+	}
+	dir, k := t.dir(q.Dir)
+	if k != cfs.KindOK {
+		return k
+	}
+	a.Dir = dir.Attr
+	n, k := t.entry(q.Dir, q.Name)
+	if k != cfs.KindOK {
+		return k
+	}
+	a.Attr = n.Attr
+	return cfs.KindOK
+}
+
+// readDir lists the names after q.Name; a.Attr is the directory, a.Dir.Ino its parent.
+func (t *tx) readDir(q *cfs.Query, a *cfs.Answer) cfs.Kind {
+	dir, k := t.dir(q.Dir)
+	if k != cfs.KindOK {
+		return k
+	}
+	a.Attr, a.Dir.Ino = dir.Attr, dir.parent
+	limit := listLimit(q.Limit)
+	prefix := key1(prefixDirent, uint64(q.Dir))
+	lo := prefix
+	if q.Name != "" {
+		lo = append(direntKey(q.Dir, q.Name), 0)
+	}
+	t.scan(lo, after(prefix), func(key, v []byte) bool {
+		if len(a.Entries) == limit {
+			a.More = true
+			return false
+		}
+		d, ok := decodeDirent(v)
+		if !ok {
+			t.corrupt(key)
+			return false
+		}
+		a.Entries = append(a.Entries, cfs.Dirent{Name: string(key[len(prefix):]), Ino: d.ino, Mode: d.mode})
+		return true
+	})
+	for i := range a.Entries {
+		if !q.WithAttrs {
+			break
+		}
+		n, ok := t.inode(a.Entries[i].Ino)
+		if !ok {
+			t.corrupt(inodeKey(a.Entries[i].Ino))
+			break
+		}
+		a.Entries[i].Attr = &n.Attr
+	}
+	return cfs.KindOK
+}
+
+func (t *tx) readlink(i cfs.Ino, a *cfs.Answer) cfs.Kind {
+	if k := t.getAttr(i, a); k != cfs.KindOK {
+		return k
+	}
+	v, ok := t.get(targetKey(i))
+	if !ok {
+		return cfs.Invalid
+	}
+	a.Value = append([]byte(nil), v...)
+	return cfs.KindOK
+}
+
+func (t *tx) getXattr(q *cfs.Query, a *cfs.Answer) cfs.Kind {
+	if k := t.getAttr(q.Ino, a); k != cfs.KindOK {
+		return k
+	}
+	v, ok := t.get(xattrKey(q.Ino, q.Name))
+	if !ok {
+		return cfs.NoAttr
+	}
+	if len(v) == 0 || v[0] != recordVersion {
+		t.corrupt(xattrKey(q.Ino, q.Name))
+		return cfs.Corrupt
+	}
+	a.Value = append([]byte(nil), v[1:]...)
+	return cfs.KindOK
+}
+
+func (t *tx) listXattr(i cfs.Ino, a *cfs.Answer) cfs.Kind {
+	if k := t.getAttr(i, a); k != cfs.KindOK {
+		return k
+	}
+	prefix := key1(prefixXattr, uint64(i))
+	t.scan(prefix, after(prefix), func(k, _ []byte) bool {
+		a.Names = append(a.Names, string(k[len(prefix):]))
+		return true
+	})
+	return cfs.KindOK
+}
+
+// statfs scales raw capacity and use by the geometry of the groups that full
+// stripes go to now.
+func (t *tx) statfs(m *cfs.Map) cfs.Statfs {
+	geo := dataGeometries[0]
+	for _, g := range m.Groups {
+		if g.Writable && g.Geometry != cfs.Geo1p2 {
+			geo = g.Geometry
+		}
+	}
+	var total uint64
+	for _, d := range m.Devices {
+		if d.State != cfs.StateOut {
+			total += d.Capacity
+		}
+	}
+	raw := min(t.mark(markRaw), total)
+	scale := func(n uint64) uint64 { return n / uint64(geo.Total()) * uint64(geo.K) }
+	return cfs.Statfs{TotalBytes: scale(total), FreeBytes: scale(total - raw), Inodes: t.mark(markInodes)}
+}
+
+// feed lists freed stripes after a position. An oldest row above Off+1 tells a
+// device that it has missed some and must reconcile whole.
+func (t *tx) feed(q *cfs.Query, a *cfs.Answer) {
+	limit := listLimit(q.Limit)
+	t.scan(feedKey(q.Off+1), []byte{prefixFeed + 1}, func(k, v []byte) bool {
+		if len(a.Freed) == limit {
+			a.More = true
+			return false
+		}
+		f, ok := decodeFreed(binary.BigEndian.Uint64(k[1:]), v)
+		if !ok {
+			t.corrupt(k)
+			return false
+		}
+		a.Freed = append(a.Freed, f)
+		return true
+	})
+}
+
+// ReadMap is the cluster's layout.
+func ReadMap(r Reader) (*cfs.Map, error) {
+	t := &tx{kv: r}
+	m := &cfs.Map{Version: t.mark(markMapVersion)}
+	if v, ok := t.get(markKey(markCluster)); ok {
+		m.ClusterID = string(v)
+	}
+	list(t, prefixNode, decodeNode, func(n *cfs.Node) { m.Nodes = append(m.Nodes, *n) })
+	list(t, prefixDevice, decodeDevice, func(d *cfs.Device) { m.Devices = append(m.Devices, *d) })
+	list(t, prefixGroup, decodePG, func(g *cfs.PG) { m.Groups = append(m.Groups, *g) })
+	return m, t.err
+}
+
+// list decodes every record of a prefix.
+func list[T any](t *tx, prefix byte, decode func([]byte) (T, bool), each func(T)) {
+	t.scan([]byte{prefix}, []byte{prefix + 1}, func(k, v []byte) bool {
+		rec, ok := decode(v)
+		if !ok {
+			t.corrupt(k)
+			return false
+		}
+		each(rec)
+		return true
+	})
+}
+
+// Usage is what the leader watches.
+type Usage struct {
+	InlineBytes uint64 // in inline extents
+	RawBytes    uint64 // of all shards of all stripes
+	Inodes      uint64
+	Sessions    uint64
+	InlineFull  bool // inline extents are refused soon
+	Reapable    bool // OpReap has work
+}
+
+// ReadUsage reads the counters.
+func ReadUsage(r Reader) (Usage, error) {
+	t := &tx{kv: r}
+	u := Usage{InlineBytes: t.mark(markInline), RawBytes: t.mark(markRaw), Inodes: t.mark(markInodes), Sessions: t.mark(markSessions)}
+	u.InlineFull = u.InlineBytes > MaxInlineBytes/8*7
+	t.scan([]byte{prefixQueue}, []byte{prefixQueue + 1}, func(_, _ []byte) bool {
+		u.Reapable = true
+		return false
+	})
+	return u, t.err
+}

@@ -1,0 +1,349 @@
+package fsm
+
+import (
+	"encoding/binary"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// recordVersion starts every value. A record of another version halts the replica.
+const recordVersion = 1
+
+// enc appends fixed little-endian fields.
+type enc struct{ b []byte }
+
+func newEnc(size int) *enc {
+	e := &enc{b: make([]byte, 0, size+1)}
+	e.u8(recordVersion)
+	return e
+}
+
+func (e *enc) u8(v uint8)   { e.b = append(e.b, v) }
+func (e *enc) u16(v uint16) { e.b = binary.LittleEndian.AppendUint16(e.b, v) }
+func (e *enc) u32(v uint32) { e.b = binary.LittleEndian.AppendUint32(e.b, v) }
+func (e *enc) u64(v uint64) { e.b = binary.LittleEndian.AppendUint64(e.b, v) }
+func (e *enc) bool(v bool) {
+	if v {
+		e.u8(1)
+	} else {
+		e.u8(0)
+	}
+}
+func (e *enc) bytes(v []byte) {
+	e.u32(uint32(len(v)))
+	e.b = append(e.b, v...)
+}
+
+// dec takes fields off a record; bad sticks once a field is missing.
+type dec struct {
+	b   []byte
+	bad bool
+}
+
+func newDec(b []byte) *dec {
+	d := &dec{b: b}
+	if d.u8() != recordVersion {
+		d.bad = true
+	}
+	return d
+}
+
+func (d *dec) take(n int) []byte {
+	if d.bad || len(d.b) < n {
+		d.bad = true
+		return make([]byte, min(n, 8))
+	}
+	v := d.b[:n]
+	d.b = d.b[n:]
+	return v
+}
+
+func (d *dec) u8() uint8   { return d.take(1)[0] }
+func (d *dec) u16() uint16 { return binary.LittleEndian.Uint16(d.take(2)) }
+func (d *dec) u32() uint32 { return binary.LittleEndian.Uint32(d.take(4)) }
+func (d *dec) u64() uint64 { return binary.LittleEndian.Uint64(d.take(8)) }
+func (d *dec) bool() bool  { return d.u8() != 0 }
+func (d *dec) bytes() []byte {
+	n := d.u32()
+	if d.bad || uint64(n) > uint64(len(d.b)) {
+		d.bad = true
+		return nil
+	}
+	return append([]byte(nil), d.take(int(n))...)
+}
+
+// ok reports that the record had every field and nothing after them.
+func (d *dec) ok() bool { return !d.bad && len(d.b) == 0 }
+
+// inode is the state of an inode: what stat tells, less what is derived.
+type inode struct {
+	cfs.Attr
+	parent cfs.Ino // of a directory
+	stored uint64  // bytes that extent rows cover; Blocks follows from it
+}
+
+func (e *enc) attr(a *cfs.Attr) {
+	e.u64(uint64(a.Ino))
+	e.u32(a.Mode)
+	e.u32(a.Nlink)
+	e.u32(a.UID)
+	e.u32(a.GID)
+	e.u32(a.Rdev)
+	e.u64(a.Size)
+	e.u64(a.Blocks)
+	e.u32(a.Map)
+	e.u64(a.Gen)
+	e.u64(uint64(a.AtimeNS))
+	e.u64(uint64(a.MtimeNS))
+	e.u64(uint64(a.CtimeNS))
+	e.u64(uint64(a.BtimeNS))
+}
+
+func (d *dec) attr() (a cfs.Attr) {
+	a.Ino = cfs.Ino(d.u64())
+	a.Mode = d.u32()
+	a.Nlink = d.u32()
+	a.UID = d.u32()
+	a.GID = d.u32()
+	a.Rdev = d.u32()
+	a.Size = d.u64()
+	a.Blocks = d.u64()
+	a.Map = d.u32()
+	a.Gen = d.u64()
+	a.AtimeNS = int64(d.u64())
+	a.MtimeNS = int64(d.u64())
+	a.CtimeNS = int64(d.u64())
+	a.BtimeNS = int64(d.u64())
+	return a
+}
+
+func encodeInode(i *inode) []byte {
+	i.Blocks = (i.stored + 511) / 512
+	e := newEnc(112)
+	e.attr(&i.Attr)
+	e.u64(uint64(i.parent))
+	e.u64(i.stored)
+	return e.b
+}
+
+func decodeInode(b []byte) (*inode, bool) {
+	d := newDec(b)
+	i := &inode{Attr: d.attr(), parent: cfs.Ino(d.u64()), stored: d.u64()}
+	return i, d.ok()
+}
+
+// dirent is the value of a directory entry.
+type dirent struct {
+	ino  cfs.Ino
+	mode uint32 // type bits
+}
+
+func encodeDirent(v dirent) []byte {
+	e := newEnc(12)
+	e.u64(uint64(v.ino))
+	e.u32(v.mode)
+	return e.b
+}
+
+func decodeDirent(b []byte) (dirent, bool) {
+	d := newDec(b)
+	v := dirent{cfs.Ino(d.u64()), d.u32()}
+	return v, d.ok()
+}
+
+// An extent's offset follows from its key (its end) and its length.
+func encodeExtent(x *cfs.Extent) []byte {
+	e := newEnc(48 + len(x.Inline))
+	e.u8(uint8(x.Kind))
+	e.u64(x.Len)
+	switch x.Kind {
+	case cfs.ExtentInline:
+		e.b = append(e.b, x.Inline...)
+	case cfs.ExtentStripe:
+		e.u32(uint32(x.PG))
+		e.u64(uint64(x.Stripe.Session))
+		e.u64(x.Stripe.Counter)
+		e.u32(x.StripeOff)
+		e.u32(x.StripeLen)
+	}
+	return e.b
+}
+
+func decodeExtent(end uint64, b []byte) (cfs.Extent, bool) {
+	d := newDec(b)
+	x := cfs.Extent{Kind: cfs.ExtentKind(d.u8()), Len: d.u64()}
+	if d.bad || x.Len == 0 || x.Len > end {
+		return x, false
+	}
+	x.Off = end - x.Len
+	switch x.Kind {
+	case cfs.ExtentInline:
+		if uint64(len(d.b)) != x.Len {
+			return x, false
+		}
+		x.Inline = append([]byte(nil), d.take(len(d.b))...)
+	case cfs.ExtentStripe:
+		x.PG = cfs.PGID(d.u32())
+		x.Stripe = cfs.StripeID{Session: cfs.SessionID(d.u64()), Counter: d.u64()}
+		x.StripeOff = d.u32()
+		x.StripeLen = d.u32()
+	case cfs.ExtentUnwritten:
+	default:
+		return x, false
+	}
+	return x, d.ok()
+}
+
+// stripe is a row of the stripe table.
+type stripe struct {
+	live  uint64 // bytes that extents reference, a byte that two reference counted twice
+	refs  uint32 // extent rows
+	len   uint32 // data bytes of the stripe
+	keyID uint32 // of the key that its bytes are encrypted with, 0 for none
+}
+
+func encodeStripe(s *stripe) []byte {
+	e := newEnc(20)
+	e.u64(s.live)
+	e.u32(s.refs)
+	e.u32(s.len)
+	e.u32(s.keyID)
+	return e.b
+}
+
+func decodeStripe(b []byte) (*stripe, bool) {
+	d := newDec(b)
+	s := &stripe{d.u64(), d.u32(), d.u32(), d.u32()}
+	return s, d.ok()
+}
+
+// session is the replicated part of a session.
+type session struct {
+	floor    uint64 // stripe ids below it are settled
+	lowWater uint64 // replies below it are forgotten
+	name     string
+}
+
+func encodeSession(s *session) []byte {
+	e := newEnc(24 + len(s.name))
+	e.u64(s.floor)
+	e.u64(s.lowWater)
+	e.bytes([]byte(s.name))
+	return e.b
+}
+
+func decodeSession(b []byte) (*session, bool) {
+	d := newDec(b)
+	s := &session{floor: d.u64(), lowWater: d.u64(), name: string(d.bytes())}
+	return s, d.ok()
+}
+
+func encodeNode(n *cfs.Node) []byte {
+	e := newEnc(16 + len(n.Addr))
+	e.u16(uint16(n.ID))
+	e.u8(uint8(n.State))
+	e.bool(n.Voter)
+	e.bytes([]byte(n.Addr))
+	return e.b
+}
+
+func decodeNode(b []byte) (*cfs.Node, bool) {
+	d := newDec(b)
+	n := &cfs.Node{ID: cfs.NodeID(d.u16()), State: cfs.State(d.u8()), Voter: d.bool(), Addr: string(d.bytes())}
+	return n, d.ok()
+}
+
+func encodeDevice(v *cfs.Device) []byte {
+	e := newEnc(40)
+	e.u32(uint32(v.ID))
+	e.b = append(e.b, v.UUID[:]...)
+	e.u8(uint8(v.State))
+	e.u64(v.Capacity)
+	e.u64(v.FeedPos)
+	return e.b
+}
+
+func decodeDevice(b []byte) (*cfs.Device, bool) {
+	d := newDec(b)
+	v := &cfs.Device{ID: cfs.DeviceID(d.u32())}
+	if len(d.b) >= len(v.UUID) {
+		copy(v.UUID[:], d.take(len(v.UUID)))
+	}
+	v.State = cfs.State(d.u8())
+	v.Capacity = d.u64()
+	v.FeedPos = d.u64()
+	return v, d.ok()
+}
+
+func encodePG(g *cfs.PG) []byte {
+	e := newEnc(16 + 9*len(g.Slots))
+	e.u32(uint32(g.ID))
+	e.u8(g.Geometry.K)
+	e.u8(g.Geometry.M)
+	e.u32(uint32(g.Epoch))
+	e.bool(g.Writable)
+	e.u8(uint8(len(g.Slots)))
+	for _, s := range g.Slots {
+		e.u32(uint32(s.Device))
+		e.bool(s.Filling)
+		e.u32(uint32(s.Source))
+	}
+	return e.b
+}
+
+func decodePG(b []byte) (*cfs.PG, bool) {
+	d := newDec(b)
+	g := &cfs.PG{ID: cfs.PGID(d.u32()), Geometry: cfs.Geometry{K: d.u8(), M: d.u8()}, Epoch: cfs.Epoch(d.u32()), Writable: d.bool()}
+	for n := d.u8(); n > 0 && !d.bad; n-- {
+		g.Slots = append(g.Slots, cfs.Slot{Device: cfs.DeviceID(d.u32()), Filling: d.bool(), Source: cfs.DeviceID(d.u32())})
+	}
+	return g, d.ok()
+}
+
+func encodeFreed(f *cfs.Freed) []byte {
+	e := newEnc(20)
+	e.u32(uint32(f.PG))
+	e.u64(uint64(f.Stripe.Session))
+	e.u64(f.Stripe.Counter)
+	return e.b
+}
+
+func decodeFreed(pos uint64, b []byte) (cfs.Freed, bool) {
+	d := newDec(b)
+	f := cfs.Freed{Pos: pos, PG: cfs.PGID(d.u32()), Stripe: cfs.StripeID{Session: cfs.SessionID(d.u64()), Counter: d.u64()}}
+	return f, d.ok()
+}
+
+func encodeReply(r *cfs.Reply) []byte {
+	e := newEnc(16 + 300*len(r.Results))
+	e.u8(uint8(r.Kind))
+	e.u16(r.Failed)
+	e.u64(r.Index)
+	e.u16(uint16(len(r.Results)))
+	for i := range r.Results {
+		res := &r.Results[i]
+		for _, a := range []*cfs.Attr{&res.Attr, &res.Dir, &res.NewDir} {
+			if e.bool(a.Ino != 0); a.Ino != 0 {
+				e.attr(a)
+			}
+		}
+		e.u64(uint64(res.Session))
+	}
+	return e.b
+}
+
+func decodeReply(b []byte) (*cfs.Reply, bool) {
+	d := newDec(b)
+	r := &cfs.Reply{Kind: cfs.Kind(d.u8()), Failed: d.u16(), Index: d.u64()}
+	for n := d.u16(); n > 0 && !d.bad; n-- {
+		var res cfs.Result
+		for _, a := range []*cfs.Attr{&res.Attr, &res.Dir, &res.NewDir} {
+			if d.bool() {
+				*a = d.attr()
+			}
+		}
+		res.Session = cfs.SessionID(d.u64())
+		r.Results = append(r.Results, res)
+	}
+	return r, d.ok()
+}

@@ -1,0 +1,200 @@
+package fsm
+
+import (
+	"encoding/binary"
+	"slices"
+	"sort"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// Reader is the state at one moment. Values are valid until the next call, those
+// passed to fn only during it. Scan goes through [lo, hi) in key order until fn
+// returns false; a nil hi has no end.
+type Reader interface {
+	Get(key []byte) (val []byte, ok bool, err error)
+	Scan(lo, hi []byte, fn func(k, v []byte) (more bool, err error)) error
+}
+
+// KV is the state while entries are applied: a batch that reads its own writes.
+type KV interface {
+	Reader
+	Set(key, val []byte) error
+	Delete(key []byte) error
+}
+
+// tx gathers the writes of one command over a KV, so that a command that fails
+// half way leaves nothing. Failures of the KV and broken records stick in err,
+// which Apply checks once at the end: until then reads of a broken tx find nothing.
+type tx struct {
+	kv    Reader
+	index uint64
+	now   int64 // ns: the command's time
+	sess  cfs.SessionID
+	cred  cfs.Cred
+	over  map[string][]byte // nil value: deleted
+	err   error
+}
+
+func (t *tx) fail(err error) {
+	if t.err == nil {
+		t.err = err
+	}
+}
+
+func (t *tx) corrupt(key []byte) {
+	t.fail(cfs.Errorf("apply", cfs.Corrupt, "state record %q", key))
+}
+
+func (t *tx) get(key []byte) ([]byte, bool) {
+	if t.err != nil {
+		return nil, false
+	}
+	if v, ok := t.over[string(key)]; ok {
+		return v, v != nil
+	}
+	v, ok, err := t.kv.Get(key)
+	if err != nil {
+		t.fail(err)
+		return nil, false
+	}
+	return v, ok
+}
+
+func (t *tx) set(key, val []byte) { t.over[string(key)] = val }
+
+func (t *tx) del(key []byte) { t.over[string(key)] = nil }
+
+// scan merges the overlay with the KV. fn may write to the tx, but sees only
+// what was there when the scan began.
+func (t *tx) scan(lo, hi []byte, fn func(k, v []byte) bool) {
+	if t.err != nil {
+		return
+	}
+	var mine []string
+	for k := range t.over {
+		if k >= string(lo) && (hi == nil || k < string(hi)) {
+			mine = append(mine, k)
+		}
+	}
+	sort.Strings(mine)
+	seen := make(map[string][]byte, len(mine))
+	for _, k := range mine {
+		seen[k] = t.over[k]
+	}
+	stopped := false
+	emitBelow := func(k string, all bool) bool {
+		for len(mine) > 0 && (all || mine[0] < k) {
+			m := mine[0]
+			mine = mine[1:]
+			if v := seen[m]; v != nil && !fn([]byte(m), v) {
+				return false
+			}
+		}
+		return true
+	}
+	err := t.kv.Scan(lo, hi, func(k, v []byte) (bool, error) {
+		if !emitBelow(string(k), false) {
+			stopped = true
+			return false, nil
+		}
+		if own, ok := seen[string(k)]; ok {
+			mine = mine[1:]
+			if own == nil {
+				return true, nil
+			}
+			v = own
+		}
+		if !fn(k, v) {
+			stopped = true
+			return false, nil
+		}
+		return true, nil
+	})
+	if err != nil {
+		t.fail(err)
+		return
+	}
+	if !stopped {
+		emitBelow("", true)
+	}
+}
+
+// commit writes the overlay to kv, in key order.
+func (t *tx) commit(kv KV) error {
+	keys := make([]string, 0, len(t.over))
+	for k := range t.over {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		var err error
+		if v := t.over[k]; v == nil {
+			err = kv.Delete([]byte(k))
+		} else {
+			err = kv.Set([]byte(k), v)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mark reads a counter; an absent one is 0.
+func (t *tx) mark(name string) uint64 {
+	v, ok := t.get(markKey(name))
+	if !ok {
+		return 0
+	}
+	if len(v) != 8 {
+		t.corrupt(markKey(name))
+		return 0
+	}
+	return binary.LittleEndian.Uint64(v)
+}
+
+func (t *tx) setMark(name string, v uint64) {
+	t.set(markKey(name), binary.LittleEndian.AppendUint64(nil, v))
+}
+
+// addMark changes a counter by delta, which may be the two's complement of a decrease.
+func (t *tx) addMark(name string, delta uint64) uint64 {
+	v := t.mark(name) + delta
+	t.setMark(name, v)
+	return v
+}
+
+// load reads and decodes the record at key; ok is false when there is none.
+func load[T any](t *tx, key []byte, decode func([]byte) (T, bool)) (rec T, ok bool) {
+	v, ok := t.get(key)
+	if !ok {
+		return rec, false
+	}
+	rec, good := decode(v)
+	if !good {
+		t.corrupt(key)
+		return rec, false
+	}
+	return rec, true
+}
+
+func (t *tx) inode(i cfs.Ino) (*inode, bool) { return load(t, inodeKey(i), decodeInode) }
+
+// putInode stores a changed inode; Gen tells caches that it has changed.
+func (t *tx) putInode(n *inode) {
+	n.Gen = t.index
+	t.set(inodeKey(n.Ino), encodeInode(n))
+}
+
+// touch stores a changed inode with a new change time.
+func (t *tx) touch(n *inode) {
+	n.CtimeNS = t.now
+	t.putInode(n)
+}
+
+// touchDir stores a directory whose entries have changed.
+func (t *tx) touchDir(n *inode) {
+	n.MtimeNS = t.now
+	t.touch(n)
+}
