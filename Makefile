@@ -1,0 +1,86 @@
+# ClaudeFS. Bare `make` prints the targets; every target fails if any of its steps does.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS   += --no-print-directory
+
+GO ?= go
+# What `make fuzz` spends in total, spread over all targets, in seconds.
+FUZZTIME ?= 60
+# What `make bench` runs, as a regular expression, and where.
+BENCH ?= .
+PKG   ?= ./...
+# DEMO=short makes the demo use a smaller tree and file.
+DEMO  ?=
+
+# The packages by how they are tested: under the race detector, those that share
+# memory between goroutines; one after the other, those that start whole clusters.
+RACE_DIRS  := iopath|wire|client|raftmeta|store|nvme|internal/invariants
+WHOLE_DIRS := cluster|test
+ALL_PKGS    = $(eval ALL_PKGS := $(shell $(GO) list ./...))$(ALL_PKGS)
+packages    = $(shell printf '%s\n' $(ALL_PKGS) | grep $(1) '^[^/]+/[^/]+/[^/]+/($(2))(/|$$)')
+RACE_PKGS   = $(call packages,-E,$(RACE_DIRS))
+WHOLE_PKGS  = $(call packages,-E,$(WHOLE_DIRS))
+PLAIN_PKGS  = $(call packages,-vE,$(RACE_DIRS)|$(WHOLE_DIRS))
+
+# Tests do not vet, as `make lint` does. -count=1 because whole-cluster tests exec
+# binaries that Go's cache of test results does not see.
+TEST := $(GO) test -vet=off -count=1
+
+.PHONY: help
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  DEMO=short    a shorter demo                FUZZTIME=600  seconds of fuzzing in all"
+	@echo "  BENCH=regexp  which benchmarks              PKG=./ec      benchmarks of which packages"
+
+.PHONY: deps
+deps: ## install what the build, the tests and the demo need from Debian (nothing when all is there)
+	@hack/deps.sh
+
+.PHONY: build
+build: ## build all commands into bin/
+	CGO_ENABLED=0 $(GO) build -o bin/ ./cmd/...
+
+.PHONY: generate
+generate: deps ## regenerate the committed generated code
+	hack/generate.sh .
+
+.PHONY: test
+test: deps build ## everything: tidy rules, unit and whole-cluster tests, race detector, 60 s of fuzzing
+	@echo "== tests"
+	$(if $(PLAIN_PKGS),CGO_ENABLED=0 $(TEST) -timeout 4m $(PLAIN_PKGS))
+	@$(MAKE) race
+	@echo "== tests that count allocations, which the race detector would add to"
+	$(if $(RACE_PKGS),CGO_ENABLED=0 $(TEST) -timeout 2m -run '(?i)alloc' $(RACE_PKGS))
+	@echo "== whole clusters"
+	$(if $(WHOLE_PKGS),CGO_ENABLED=0 $(TEST) -timeout 8m -p 1 $(WHOLE_PKGS))
+	@$(MAKE) fuzz
+
+.PHONY: race
+race: deps ## test the concurrent packages under the race detector
+	@echo "== tests under the race detector"
+	$(if $(RACE_PKGS),CGO_ENABLED=1 $(TEST) -race -timeout 6m $(RACE_PKGS))
+
+.PHONY: lint
+lint: ## go vet and staticcheck
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+.PHONY: fuzz
+fuzz: ## fuzz every target, FUZZTIME seconds in total
+	@echo "== fuzzing"
+	@CGO_ENABLED=0 hack/fuzz.sh $(FUZZTIME)
+
+.PHONY: bench
+bench: ## benchmarks, in the form that benchstat reads
+	CGO_ENABLED=0 $(GO) test -vet=off -run '^$$' -bench '$(BENCH)' -benchmem -timeout 30m $(PKG)
+
+.PHONY: demo
+demo: deps build ## start a three-node cluster here, mount it, work on it, break it, verify it (as root)
+	bin/cfs demo $(if $(filter short,$(DEMO)),--short)
+
+.PHONY: clean
+clean: ## remove what was built
+	rm -rf bin
