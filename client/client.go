@@ -1,0 +1,255 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/ec"
+	"github.com/claudefs/claudefs/wire"
+	"github.com/claudefs/claudefs/wire/wirepb"
+)
+
+// Bounds and times of a client.
+const (
+	heartbeatEvery = 500 * time.Millisecond
+	// commitAfter is how long written data may stay uncommitted.
+	commitAfter = 5 * time.Second
+	// maxCommands bounds the commands in flight; the session keeps a reply for each.
+	maxCommands = 1024
+	// maxPuts bounds the stripes being put at a time.
+	maxPuts = 16
+	// dataConns is the number of connections for shards to each node.
+	dataConns = 4
+	// DefaultMemoryBytes bounds written data in memory where Config does not.
+	DefaultMemoryBytes = 256 << 20
+	// MinMemoryBytes is the least memory that lets a stripe be filled while another is put.
+	MinMemoryBytes = 32 << 20
+	// MaxCacheTTL bounds how stale an answer from the cache can be.
+	MaxCacheTTL = 5 * time.Second
+	// DefaultCacheTTL is the time to live of cached attributes and names.
+	DefaultCacheTTL = time.Second
+)
+
+// Config says how to reach a cluster.
+type Config struct {
+	Servers     []string // HOST:PORT or unix:PATH, at least one
+	ClusterID   string   // empty: whatever the servers say
+	Name        string   // what the session is called in the cluster's listings
+	CacheTTL    time.Duration
+	MemoryBytes int64         // bound of written data in memory, 0: DefaultMemoryBytes
+	OpTimeout   time.Duration // after which an operation fails with Timeout; 0: never
+	Logger      *slog.Logger
+	WireMetrics *wire.Metrics
+}
+
+// Client is a session with a cluster. Its methods may be called from any
+// goroutine.
+type Client struct {
+	cfg  Config
+	log  *slog.Logger
+	meta *wire.Pool // commands and queries: one connection to each node
+	data *wire.Pool // shards
+
+	leader   atomic.Pointer[string]
+	session  atomic.Pointer[session]
+	layout   layoutHolder
+	cache    *cache
+	stats    Stats
+	suspects suspects
+	codecs   ec.Codecs
+	parity   bufPool
+	scratch  bufPool
+	memory   *memory
+	commands chan struct{}
+	puts     chan struct{}
+
+	mu     sync.Mutex // guards inodes
+	inodes map[cfs.Ino]*inode
+
+	inlineFull atomic.Bool
+	ctx        context.Context // ends with Close
+	cancel     context.CancelFunc
+	wg         sync.WaitGroup
+}
+
+// session is what the cluster knows this client as. A new one starts after the
+// old one has expired.
+type session struct {
+	id      cfs.SessionID
+	seqs    *window
+	stripes *window
+}
+
+// New connects to a cluster and opens a session. It fails when no server answers
+// before ctx ends, and at once when one belongs to another cluster.
+func New(ctx context.Context, cfg Config) (*Client, error) {
+	if len(cfg.Servers) == 0 {
+		return nil, cfs.Errorf("connect", cfs.Usage, "no server given")
+	}
+	if cfg.MemoryBytes == 0 {
+		cfg.MemoryBytes = DefaultMemoryBytes
+	}
+	if cfg.MemoryBytes < MinMemoryBytes {
+		return nil, cfs.Errorf("connect", cfs.Usage, "memory of %d bytes is below the least, %d", cfg.MemoryBytes, MinMemoryBytes)
+	}
+	if cfg.CacheTTL > MaxCacheTTL {
+		cfg.CacheTTL = MaxCacheTTL
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	dial := wire.DialConfig{Hello: wire.Identity{ClusterID: cfg.ClusterID, Name: cfg.Name}, Metrics: cfg.WireMetrics}
+	c := &Client{
+		cfg: cfg, log: cfg.Logger,
+		meta: wire.NewPool(dial, 1), data: wire.NewPool(dial, dataConns),
+		cache: newCache(cfg.CacheTTL), memory: newMemory(cfg.MemoryBytes),
+		commands: make(chan struct{}, maxCommands), puts: make(chan struct{}, maxPuts),
+		inodes: map[cfs.Ino]*inode{},
+	}
+	c.leader.Store(&cfg.Servers[0])
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	err := c.openSession(ctx)
+	if err == nil {
+		err = c.refreshMap(ctx)
+	}
+	if err != nil {
+		c.stop()
+		return nil, err
+	}
+	c.wg.Go(c.heartbeats)
+	c.wg.Go(c.commitOld)
+	return c, nil
+}
+
+// Close commits what is written and ends the client. The error is the first
+// that a commit met.
+func (c *Client) Close(ctx context.Context) error {
+	err := c.flushAll(ctx)
+	c.stop()
+	return err
+}
+
+func (c *Client) stop() {
+	c.cancel()
+	c.wg.Wait()
+	c.meta.Close()
+	c.data.Close()
+}
+
+// ClusterID is the id of the cluster that the client is connected to.
+func (c *Client) ClusterID() string { return c.layout.get().ClusterID }
+
+// AttrTTL is how long an answer may be cached above the client.
+func (c *Client) AttrTTL() time.Duration { return c.cfg.CacheTTL }
+
+// openSession makes this client known to the cluster and takes the session in use.
+func (c *Client) openSession(ctx context.Context) error {
+	cmd := &cfs.Command{Ops: []cfs.Op{{Kind: cfs.OpOpenSession, Name: c.cfg.Name}}}
+	reply, _, err := c.send(ctx, cmd)
+	if err != nil {
+		return err
+	}
+	if reply.Kind != cfs.KindOK {
+		return cfs.E("open session", reply.Kind, nil)
+	}
+	c.session.Store(&session{id: reply.Results[0].Session, seqs: newWindow(), stripes: newWindow()})
+	return nil
+}
+
+// heartbeats keeps the session alive and learns of changes of the map.
+func (c *Client) heartbeats() {
+	tick := time.NewTicker(heartbeatEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if err := c.heartbeat(); err != nil && c.ctx.Err() == nil {
+			c.log.Debug("heartbeat failed", "err", err)
+		}
+	}
+}
+
+func (c *Client) heartbeat() error {
+	ctx, cancel := context.WithTimeout(c.ctx, 4*heartbeatEvery)
+	defer cancel()
+	s := c.session.Load()
+	req := &wirepb.Heartbeat{Session: uint64(s.id), MapVersion: c.layout.get().Version}
+	var reply wirepb.HeartbeatReply
+	_, err := c.toLeader(ctx, wire.OpHeartbeat, req, &reply)
+	if errors.Is(err, cfs.NoSession) {
+		return c.sessionLost(ctx, s)
+	}
+	if err != nil {
+		return err
+	}
+	c.inlineFull.Store(reply.InlineFull)
+	if reply.MapVersion > c.layout.get().Version {
+		return c.refreshMap(ctx)
+	}
+	return nil
+}
+
+// sessionLost starts a new session after the cluster has ended the old one. What
+// was written under the old one cannot be committed any more: its owners are told.
+func (c *Client) sessionLost(ctx context.Context, old *session) error {
+	if c.session.Load() != old {
+		return nil
+	}
+	c.log.Warn("session expired: writes that were not committed are lost", "session", uint64(old.id))
+	for _, n := range c.openInodes() {
+		n.abandon(cfs.E("commit", cfs.NoSession, nil))
+	}
+	return c.openSession(ctx)
+}
+
+// commitOld commits what has been written for longer than commitAfter.
+func (c *Client) commitOld() {
+	tick := time.NewTicker(commitAfter / 5)
+	defer tick.Stop()
+	for {
+		select {
+		case <-c.ctx.Done():
+			return
+		case <-c.memory.pressure:
+			for _, n := range c.openInodes() {
+				n.sealAll()
+			}
+		case now := <-tick.C:
+			for _, n := range c.openInodes() {
+				n.sealOlder(now.Add(-commitAfter))
+			}
+		}
+	}
+}
+
+func (c *Client) openInodes() []*inode {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make([]*inode, 0, len(c.inodes))
+	for _, n := range c.inodes {
+		all = append(all, n)
+	}
+	return all
+}
+
+func (c *Client) flushAll(ctx context.Context) error {
+	all := c.openInodes()
+	for _, n := range all {
+		n.sealAll()
+	}
+	var first error
+	for _, n := range all {
+		if err := n.flush(ctx); err != nil && first == nil {
+			first = err
+		}
+	}
+	return first
+}

@@ -1,0 +1,175 @@
+package client
+
+import (
+	"context"
+	"math"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// File is an open handle of a regular file. Its methods may be called from any
+// goroutine.
+type File struct {
+	c      *Client
+	n      *inode
+	flags  int // O_* of open(2)
+	closed atomic.Bool
+}
+
+// Open opens a regular file as the cluster has it now; O_TRUNC empties it.
+func (c *Client) Open(ctx context.Context, i cfs.Ino, flags int) (*File, error) {
+	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryExtents, Ino: i, Off: 0, End: math.MaxUint64})
+	if err != nil {
+		return nil, err
+	}
+	n := c.open(a.Attr)
+	n.mu.Lock()
+	version := n.extents.version
+	current := n.attr.Gen == a.Attr.Gen
+	n.mu.Unlock()
+	if current {
+		n.install(a, 0, version)
+	}
+	f := &File{c: c, n: n, flags: flags}
+	if flags&unix.O_TRUNC != 0 && flags&unix.O_ACCMODE != unix.O_RDONLY && n.overlay(a.Attr).Size > 0 {
+		if _, err := c.SetAttr(ctx, cfs.Cred{}, i, cfs.SetSize, cfs.Attr{}); err != nil {
+			c.release(ctx, n)
+			return nil, err
+		}
+	}
+	return f, nil
+}
+
+// OpenNew opens a file that this client has just created, with the attributes
+// that Create returned: the cluster need not be asked.
+func (c *Client) OpenNew(a cfs.Attr, flags int) *File {
+	return &File{c: c, n: c.open(a), flags: flags}
+}
+
+// Attr is the file's attributes with what is written here.
+func (f *File) Attr(ctx context.Context) (cfs.Attr, error) { return f.c.GetAttr(ctx, f.n.ino) }
+
+// Write writes p at off, or at the end of a file opened with O_APPEND. It returns
+// when the bytes are in the client's memory; with O_SYNC or O_DSYNC when they are
+// durable. A failure of an earlier write that nobody has been told of is returned
+// here, at Flush, Sync or Close, once.
+func (f *File) Write(ctx context.Context, p []byte, off uint64) (int, error) {
+	n, err := f.n.write(ctx, p, off, f.flags&unix.O_APPEND != 0)
+	if err == nil && f.flags&(unix.O_SYNC|unix.O_DSYNC) != 0 {
+		err = f.Sync(ctx)
+	}
+	return n, err
+}
+
+// Flush puts and commits what has been written to the inode.
+func (f *File) Flush(ctx context.Context) error { return f.n.flush(ctx) }
+
+// Sync returns when all that has been written to the inode survives the loss of
+// any M devices of its groups and of power everywhere. A commit is that already.
+func (f *File) Sync(ctx context.Context) error { return f.n.flush(ctx) }
+
+// Close flushes and ends the handle. The last handle of an inode that has lost
+// its name lets the cluster delete it.
+func (f *File) Close(ctx context.Context) error {
+	if !f.closed.CompareAndSwap(false, true) {
+		return cfs.E("close", cfs.Closed, nil)
+	}
+	err := f.n.flush(ctx)
+	f.c.release(ctx, f.n)
+	return err
+}
+
+// Allocate changes the allocation of [off, off+n) as fallocate(2) does: mode 0 and
+// FALLOC_FL_KEEP_SIZE allocate, FALLOC_FL_PUNCH_HOLE makes a hole,
+// FALLOC_FL_ZERO_RANGE zeros. Other modes are Unsupported.
+func (f *File) Allocate(ctx context.Context, mode uint32, off, n uint64) error {
+	if n == 0 || off > cfs.MaxFileSize {
+		return cfs.E("fallocate", cfs.Invalid, nil)
+	}
+	if n > cfs.MaxFileSize-off {
+		return cfs.E("fallocate", cfs.TooLarge, nil)
+	}
+	var kinds []cfs.ExtentKind
+	switch mode &^ unix.FALLOC_FL_KEEP_SIZE {
+	case 0:
+		kinds = []cfs.ExtentKind{cfs.ExtentUnwritten}
+	case unix.FALLOC_FL_PUNCH_HOLE:
+		if mode&unix.FALLOC_FL_KEEP_SIZE == 0 {
+			return cfs.E("fallocate", cfs.Unsupported, nil)
+		}
+		kinds = []cfs.ExtentKind{cfs.ExtentHole}
+	case unix.FALLOC_FL_ZERO_RANGE:
+		kinds = []cfs.ExtentKind{cfs.ExtentHole, cfs.ExtentUnwritten}
+	default:
+		return cfs.E("fallocate", cfs.Unsupported, nil)
+	}
+	return f.n.settled(ctx, func() error {
+		defer f.n.dropExtents()
+		return f.allocate(ctx, kinds, mode&unix.FALLOC_FL_KEEP_SIZE != 0, off, n)
+	})
+}
+
+// allocate splits a range that has too many extents for one command.
+func (f *File) allocate(ctx context.Context, kinds []cfs.ExtentKind, keep bool, off, n uint64) error {
+	op := cfs.Op{Kind: cfs.OpWrite, Ino: f.n.ino, KeepSize: keep}
+	for _, k := range kinds {
+		op.Extents = append(op.Extents, cfs.Extent{Off: off, Len: n, Kind: k})
+	}
+	_, err := f.c.change(ctx, cfs.Cred{}, op)
+	if cfs.KindOf(err) != cfs.TooBig || n < 2 {
+		return err
+	}
+	if err := f.allocate(ctx, kinds, keep, off, n/2); err != nil {
+		return err
+	}
+	return f.allocate(ctx, kinds, keep, off+n/2, n-n/2)
+}
+
+// Seek finds the next data (unix.SEEK_DATA) or hole (unix.SEEK_HOLE) at or after
+// off, as lseek(2) does: NoData's errno is ENXIO. The end of the file is a hole.
+func (f *File) Seek(ctx context.Context, off uint64, whence int) (uint64, error) {
+	if whence != unix.SEEK_DATA && whence != unix.SEEK_HOLE {
+		return 0, cfs.E("lseek", cfs.Invalid, nil)
+	}
+	if err := f.n.flush(ctx); err != nil {
+		return 0, err
+	}
+	a, err := f.c.GetAttr(ctx, f.n.ino)
+	if err != nil {
+		return 0, err
+	}
+	if off >= a.Size {
+		return 0, cfs.E("lseek", cfs.IO, unix.ENXIO)
+	}
+	at := off
+	for at < a.Size {
+		rows, upTo, err := f.n.extentsFor(ctx, at, a.Size)
+		if err != nil {
+			return 0, err
+		}
+		for i := range rows {
+			x := &rows[i]
+			if x.End() <= at || x.Kind == cfs.ExtentUnwritten {
+				continue
+			}
+			if whence == unix.SEEK_DATA {
+				return min(max(at, x.Off), a.Size), nil
+			}
+			if x.Off > at {
+				return at, nil
+			}
+			at = x.End()
+		}
+		if whence == unix.SEEK_HOLE && at < upTo {
+			return at, nil
+		}
+		at = max(at, upTo)
+	}
+	if whence == unix.SEEK_DATA {
+		return 0, cfs.E("lseek", cfs.IO, unix.ENXIO)
+	}
+	return a.Size, nil
+}

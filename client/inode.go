@@ -1,0 +1,396 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"math"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// maxOpenChunks bounds the chunks of an inode that take writes; one more seals all.
+const maxOpenChunks = 64
+
+// inode is what all handles of an inode share.
+type inode struct {
+	c      *Client
+	ino    cfs.Ino
+	refs   int // guarded by Client.mu
+	orphan atomic.Bool
+
+	// order is held shared while bytes are added, alone while an operation needs
+	// everything before it to be committed and nothing to come between.
+	order sync.RWMutex
+
+	mu         sync.Mutex
+	attr       cfs.Attr // the newest known of the cluster
+	chunks     []*chunk // not yet committed, oldest first: a later one covers an earlier
+	seq        uint64   // of the newest chunk
+	mtimeNS    int64    // of the last write
+	err        error    // of a put or commit, until somebody has been told
+	committing bool
+	moved      chan struct{} // closed and replaced when chunks leave
+	extents    extentCache
+}
+
+// extentCache is a run of an inode's extents: all that meet [lo, hi).
+type extentCache struct {
+	version uint64 // rises when the rows may have changed
+	valid   bool
+	lo, hi  uint64
+	rows    []cfs.Extent // never changed in place
+}
+
+// find is the shared state of an inode that is open here, or nil.
+func (c *Client) find(i cfs.Ino) *inode {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.inodes[i]
+}
+
+func (c *Client) openCount() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.inodes)
+}
+
+// open takes a reference to the shared state of an inode.
+func (c *Client) open(a cfs.Attr) *inode {
+	c.mu.Lock()
+	n := c.inodes[a.Ino]
+	if n == nil {
+		n = &inode{c: c, ino: a.Ino, moved: make(chan struct{})}
+		c.inodes[a.Ino] = n
+	}
+	n.refs++
+	c.mu.Unlock()
+	n.observe(a)
+	return n
+}
+
+// retain takes one more reference of an inode that may just be closing.
+func (c *Client) retain(n *inode) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if n.refs == 0 {
+		return false
+	}
+	n.refs++
+	return true
+}
+
+// release gives a reference back. The last one of an inode without a name tells
+// the cluster that it can go.
+func (c *Client) release(ctx context.Context, n *inode) {
+	c.mu.Lock()
+	n.refs--
+	last := n.refs == 0
+	if last {
+		delete(c.inodes, n.ino)
+	}
+	c.mu.Unlock()
+	if !last || !n.orphan.Load() {
+		return
+	}
+	c.cache.forgetAttr(n.ino)
+	if _, err := c.do(ctx, cfs.Cred{}, cfs.Op{Kind: cfs.OpRelease, Ino: n.ino}); err != nil {
+		c.log.Warn("inode without a name not released: it goes with the session", "ino", uint64(n.ino), "err", err)
+	}
+}
+
+// observe takes note of attributes; later ones than those known void the extents.
+func (n *inode) observe(a cfs.Attr) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.observeLocked(a)
+}
+
+func (n *inode) observeLocked(a cfs.Attr) {
+	if a.Gen <= n.attr.Gen {
+		return
+	}
+	n.attr = a
+	n.dropExtentsLocked()
+}
+
+func (n *inode) dropExtents() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.dropExtentsLocked()
+}
+
+func (n *inode) dropExtentsLocked() {
+	n.extents = extentCache{version: n.extents.version + 1}
+}
+
+// overlay is attributes with what is written here and not committed.
+func (n *inode) overlay(a cfs.Attr) cfs.Attr {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.observeLocked(a)
+	a = n.attr
+	a.Size = n.sizeLocked()
+	if len(n.chunks) > 0 {
+		a.MtimeNS, a.CtimeNS = n.mtimeNS, max(a.CtimeNS, n.mtimeNS)
+		a.Blocks = max(a.Blocks, 1)
+	}
+	return a
+}
+
+func (n *inode) sizeLocked() uint64 {
+	size := n.attr.Size
+	for _, k := range n.chunks {
+		size = max(size, k.end())
+	}
+	return size
+}
+
+// takeErr is the failure that nobody has been told of.
+func (n *inode) takeErr() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	err := n.err
+	n.err = nil
+	return err
+}
+
+// write adds bytes at off, or at the end. It returns once they are in memory.
+func (n *inode) write(ctx context.Context, p []byte, off uint64, atEnd bool) (int, error) {
+	if err := n.takeErr(); err != nil {
+		return 0, err
+	}
+	n.order.RLock()
+	defer n.order.RUnlock()
+	if atEnd {
+		n.mu.Lock()
+		off = n.sizeLocked()
+		n.mu.Unlock()
+	}
+	if off > cfs.MaxFileSize || uint64(len(p)) > cfs.MaxFileSize-off {
+		return 0, cfs.E("write", cfs.TooLarge, nil)
+	}
+	limit := n.c.layout.get().stripeBytes()
+	done := 0
+	var spare *slab
+	defer func() { n.c.memory.put(spare) }()
+	for done < len(p) {
+		took, want := n.fill(p[done:], off+uint64(done), limit, &spare)
+		done += took
+		if took > 0 {
+			continue
+		}
+		n.c.memory.put(spare)
+		var err error
+		if spare, err = n.c.memory.get(ctx, want); err != nil {
+			return done, err
+		}
+	}
+	return done, nil
+}
+
+// fill puts the start of p into the chunk that takes it. It returns 0 and the
+// size of the slab that it needs where spare is not enough for it.
+func (n *inode) fill(p []byte, off uint64, limit int, spare **slab) (took, want int) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	k := n.chunkFor(off, off+uint64(len(p)), limit)
+	if k == nil {
+		want = min(len(p), limit)
+		if last := len(n.chunks) - 1; last >= 0 && n.chunks[last].end() == off && n.chunks[last].n >= limit {
+			want = limit // a sequential writer goes on
+		}
+		if *spare == nil || (*spare).size() < want {
+			return 0, want
+		}
+		if open := n.openChunks(); open >= maxOpenChunks {
+			n.sealLocked(func(*chunk) bool { return true })
+		}
+		n.seq++
+		k = &chunk{off: off, slab: *spare, born: time.Now(), seq: n.seq}
+		*spare = nil
+		n.chunks = append(n.chunks, k)
+	}
+	took = min(len(p), limit-int(off-k.off))
+	if k.room(off) < took {
+		if want = int(off-k.off) + took; *spare == nil || (*spare).size() < want {
+			return 0, want
+		}
+		copy((*spare).b, k.data())
+		k.slab, *spare = *spare, k.slab
+	}
+	k.fill(p[:took], off)
+	n.mtimeNS = time.Now().UnixNano()
+	k.mtimeNS = n.mtimeNS
+	if k.n == limit {
+		n.sealLocked(func(o *chunk) bool { return o == k })
+	}
+	return took, 0
+}
+
+// chunkFor finds the open chunk that a write of [off, end) can go into: none that
+// is newer may overlap the range.
+func (n *inode) chunkFor(off, end uint64, limit int) *chunk {
+	for i := len(n.chunks) - 1; i >= 0; i-- {
+		k := n.chunks[i]
+		if k.takes(off, limit) {
+			return k
+		}
+		if k.overlaps(off, end) {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (n *inode) openChunks() int {
+	open := 0
+	for _, k := range n.chunks {
+		if k.state == chunkOpen {
+			open++
+		}
+	}
+	return open
+}
+
+// sealLocked ends the open chunks that which picks and sends them on their way.
+func (n *inode) sealLocked(which func(*chunk) bool) {
+	for _, k := range n.chunks {
+		if k.state == chunkOpen && which(k) {
+			k.state = chunkSealed
+			n.c.wg.Add(1)
+			go n.put(k)
+		}
+	}
+}
+
+func (n *inode) sealAll() { n.sealOlder(time.Now().Add(time.Hour)) }
+
+func (n *inode) sealOlder(t time.Time) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.sealLocked(func(k *chunk) bool { return k.born.Before(t) })
+}
+
+// flush commits all that has been written so far, and returns the first failure
+// that nobody has been told of.
+func (n *inode) flush(ctx context.Context) error {
+	n.mu.Lock()
+	n.sealLocked(func(*chunk) bool { return true })
+	upTo := n.seq
+	for len(n.chunks) > 0 && n.chunks[0].seq <= upTo {
+		moved := n.moved
+		n.mu.Unlock()
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return ctxError("flush", ctx)
+		}
+		n.mu.Lock()
+	}
+	err := n.err
+	n.err = nil
+	n.mu.Unlock()
+	return err
+}
+
+// settled carries out fn when all that was written is committed and before
+// anything else is written.
+func (n *inode) settled(ctx context.Context, fn func() error) error {
+	n.order.Lock()
+	defer n.order.Unlock()
+	if err := n.flush(ctx); err != nil {
+		return err
+	}
+	return fn()
+}
+
+// leaveLocked removes chunks that are done with; the first failure is kept for
+// whoever asks next.
+func (n *inode) leaveLocked(gone func(*chunk) bool, err error) {
+	kept := n.chunks[:0]
+	for _, k := range n.chunks {
+		if !gone(k) {
+			kept = append(kept, k)
+			continue
+		}
+		if k.state == chunkSealed {
+			k.state = chunkDropped // its putter has the slab
+			continue
+		}
+		k.settle()
+		n.c.memory.put(k.slab)
+		k.slab = nil
+	}
+	clear(n.chunks[len(kept):])
+	n.chunks = kept
+	if err != nil && n.err == nil {
+		n.err = err
+	}
+	close(n.moved)
+	n.moved = make(chan struct{})
+}
+
+// abandon gives up all that is not committed.
+func (n *inode) abandon(err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.chunks) > 0 {
+		n.leaveLocked(func(*chunk) bool { return true }, err)
+	}
+}
+
+// extentsFor returns rows that meet [off, end) in order, and up to where they are
+// complete: beyond it, ask again.
+func (n *inode) extentsFor(ctx context.Context, off, end uint64) (rows []cfs.Extent, upTo uint64, err error) {
+	n.mu.Lock()
+	x := n.extents
+	n.mu.Unlock()
+	if !x.valid || off < x.lo || off >= x.hi {
+		if x, err = n.loadExtents(ctx, off); err != nil {
+			return nil, 0, err
+		}
+	}
+	return x.rows, min(end, x.hi), nil
+}
+
+// loadExtents asks the leader for the extents from off on.
+func (n *inode) loadExtents(ctx context.Context, off uint64) (extentCache, error) {
+	n.mu.Lock()
+	version := n.extents.version
+	n.mu.Unlock()
+	a, err := n.c.ask(ctx, &cfs.Query{Kind: cfs.QueryExtents, Ino: n.ino, Off: off, End: math.MaxUint64})
+	if err != nil {
+		if errors.Is(err, cfs.Stale) {
+			n.c.cache.forgetAttr(n.ino)
+		}
+		return extentCache{}, err
+	}
+	return n.install(a, off, version), nil
+}
+
+// install makes an answer's extents the cached ones, if nothing has voided them
+// since version.
+func (n *inode) install(a *cfs.Answer, off, version uint64) extentCache {
+	x := extentCache{valid: true, lo: off, hi: math.MaxUint64, rows: a.Extents}
+	if a.More {
+		x.hi = a.Extents[len(a.Extents)-1].End()
+	}
+	for i := range a.Extents {
+		if a.Extents[i].Kind == cfs.ExtentInline {
+			n.c.stats.inlineBytesFetched.Add(a.Extents[i].Len)
+		}
+	}
+	n.c.cache.putAttr(a.Attr)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.extents.version != version {
+		return x
+	}
+	n.observeLocked(a.Attr)
+	x.version = n.extents.version
+	n.extents = x
+	return x
+}

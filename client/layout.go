@@ -1,0 +1,156 @@
+package client
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// layout is the cluster's map, indexed.
+type layout struct {
+	cfs.Map
+	groups  map[cfs.PGID]*cfs.PG
+	devices map[cfs.DeviceID]*place
+	addrs   []string  // of all nodes
+	large   []*cfs.PG // writable groups for full stripes
+	small   []*cfs.PG // writable groups of 1+2
+}
+
+// place is where a device is.
+type place struct {
+	addr string
+	up   bool
+}
+
+func newLayout(m *cfs.Map) *layout {
+	l := &layout{Map: *m, groups: map[cfs.PGID]*cfs.PG{}, devices: map[cfs.DeviceID]*place{}}
+	nodes := map[cfs.NodeID]*cfs.Node{}
+	for i := range l.Nodes {
+		n := &l.Nodes[i]
+		nodes[n.ID] = n
+		l.addrs = append(l.addrs, n.Addr)
+	}
+	for _, d := range l.Devices {
+		if n := nodes[d.ID.Node()]; n != nil {
+			l.devices[d.ID] = &place{addr: n.Addr, up: d.State == cfs.StateUp && n.State == cfs.StateUp}
+		}
+	}
+	for i := range l.Groups {
+		g := &l.Groups[i]
+		l.groups[g.ID] = g
+		switch {
+		case !g.Writable:
+		case g.Geometry == cfs.Geo1p2:
+			l.small = append(l.small, g)
+		default:
+			l.large = append(l.large, g)
+		}
+	}
+	return l
+}
+
+// layoutHolder keeps the newest layout.
+type layoutHolder struct {
+	p  atomic.Pointer[layout]
+	mu sync.Mutex // serialises refreshes
+}
+
+func (h *layoutHolder) get() *layout {
+	if l := h.p.Load(); l != nil {
+		return l
+	}
+	return &layout{}
+}
+
+// refreshMap asks the leader for the map. Callers that come while one asks share
+// its answer.
+func (c *Client) refreshMap(ctx context.Context) error {
+	before := c.layout.get()
+	c.layout.mu.Lock()
+	defer c.layout.mu.Unlock()
+	if c.layout.get() != before {
+		return nil
+	}
+	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryMap})
+	if err != nil {
+		return err
+	}
+	if a.Map == nil {
+		return cfs.Errorf("map", cfs.BadRequest, "answer without a map")
+	}
+	if a.Map.Version >= before.Version {
+		c.layout.p.Store(newLayout(a.Map))
+	}
+	return nil
+}
+
+// pickGroup chooses the group for a stripe of up to n bytes, none of whose devices
+// is suspect; nil when there is none. The stripe may hold less than n.
+func (c *Client) pickGroup(l *layout, n int) *cfs.PG {
+	classes := [2][]*cfs.PG{l.large, l.small}
+	if n <= smallStripe {
+		classes = [2][]*cfs.PG{l.small, l.large}
+	}
+	for _, groups := range classes {
+		if len(groups) == 0 {
+			continue
+		}
+		start := rand.IntN(len(groups))
+		for i := range groups {
+			g := groups[(start+i)%len(groups)]
+			if !slices.ContainsFunc(g.Slots, func(s cfs.Slot) bool { return c.suspects.has(s.Device) }) {
+				return g
+			}
+		}
+	}
+	return nil
+}
+
+// stripeBytes is the size of a full stripe in the groups that are writable now.
+func (l *layout) stripeBytes() int {
+	if len(l.large) > 0 {
+		return int(l.large[0].Geometry.MaxData())
+	}
+	return int(cfs.Geo1p2.MaxData())
+}
+
+// suspectFor is how long a device that failed a request is passed over.
+const suspectFor = 500 * time.Millisecond
+
+// suspects are devices that have just failed, before the cluster has agreed that
+// they are down. The zero value is ready.
+type suspects struct {
+	mu    sync.Mutex
+	until map[cfs.DeviceID]time.Time
+	n     atomic.Int32
+}
+
+func (s *suspects) add(d cfs.DeviceID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.until == nil {
+		s.until = map[cfs.DeviceID]time.Time{}
+	}
+	s.until[d] = time.Now().Add(suspectFor)
+	s.n.Store(int32(len(s.until)))
+}
+
+func (s *suspects) has(d cfs.DeviceID) bool {
+	if s.n.Load() == 0 {
+		return false
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, ok := s.until[d]
+	if ok && time.Now().After(t) {
+		delete(s.until, d)
+		s.n.Store(int32(len(s.until)))
+		return false
+	}
+	return ok
+}

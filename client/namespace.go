@@ -1,0 +1,271 @@
+package client
+
+import (
+	"context"
+	"errors"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// Lookup finds a name in a directory.
+func (c *Client) Lookup(ctx context.Context, dir cfs.Ino, name string) (cfs.Attr, error) {
+	if i, ok := c.cache.name(dir, name); ok {
+		if i == 0 {
+			return cfs.Attr{}, cfs.E("lookup", cfs.NotFound, nil)
+		}
+		if a, ok := c.cache.attr(i); ok {
+			return c.overlay(a), nil
+		}
+	}
+	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryLookup, Dir: dir, Name: name})
+	if a != nil && a.Dir.Ino != 0 {
+		c.cache.putAttr(a.Dir)
+		c.cache.putName(dir, name, a.Attr.Ino, a.Dir.Gen)
+	}
+	if err != nil {
+		return cfs.Attr{}, err
+	}
+	return c.overlay(c.cache.putAttr(a.Attr)), nil
+}
+
+// GetAttr is an inode's attributes, with what this client has written to it.
+func (c *Client) GetAttr(ctx context.Context, i cfs.Ino) (cfs.Attr, error) {
+	a, err := c.attr(ctx, i)
+	if err != nil {
+		return cfs.Attr{}, err
+	}
+	return c.overlay(a), nil
+}
+
+// attr is an inode's attributes as the cluster has them.
+func (c *Client) attr(ctx context.Context, i cfs.Ino) (cfs.Attr, error) {
+	if a, ok := c.cache.attr(i); ok {
+		return a, nil
+	}
+	return c.freshAttr(ctx, i)
+}
+
+// freshAttr asks the leader.
+func (c *Client) freshAttr(ctx context.Context, i cfs.Ino) (cfs.Attr, error) {
+	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryGetAttr, Ino: i})
+	if errors.Is(err, cfs.Stale) {
+		c.cache.forgetAttr(i)
+	}
+	if err != nil {
+		return cfs.Attr{}, err
+	}
+	return c.cache.putAttr(a.Attr), nil
+}
+
+// overlay adds what this client has written and not committed yet.
+func (c *Client) overlay(a cfs.Attr) cfs.Attr {
+	if n := c.find(a.Ino); n != nil {
+		return n.overlay(a)
+	}
+	return a
+}
+
+// SetAttr changes the attributes that mask names.
+func (c *Client) SetAttr(ctx context.Context, cred cfs.Cred, i cfs.Ino, mask cfs.SetMask, a cfs.Attr) (cfs.Attr, error) {
+	op := cfs.Op{Kind: cfs.OpSetAttr, Ino: i, Mask: mask, Attr: a}
+	// A later commit of earlier writes must not undo a new size or new times.
+	if mask&(cfs.SetSize|cfs.SetMtime|cfs.SetMtimeNow|cfs.SetCtime) == 0 {
+		return c.change(ctx, cred, op)
+	}
+	n := c.find(i)
+	if n == nil {
+		return c.change(ctx, cred, op)
+	}
+	var out cfs.Attr
+	err := n.settled(ctx, func() (err error) {
+		out, err = c.change(ctx, cred, op)
+		if mask&cfs.SetSize != 0 {
+			n.dropExtents()
+		}
+		return err
+	})
+	return out, err
+}
+
+// change carries out an operation on one inode and remembers its attributes.
+func (c *Client) change(ctx context.Context, cred cfs.Cred, op cfs.Op) (cfs.Attr, error) {
+	res, err := c.do(ctx, cred, op)
+	if err != nil {
+		return cfs.Attr{}, err
+	}
+	return c.overlay(c.cache.putAttr(res[0].Attr)), nil
+}
+
+// Create makes an inode of mode's type: a file, directory, device, FIFO, socket,
+// or a symbolic link to target. Without exclusive an existing regular file is
+// returned as it is.
+func (c *Client) Create(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string, mode, rdev uint32, target string, exclusive bool) (cfs.Attr, error) {
+	op := cfs.Op{Kind: cfs.OpCreate, Dir: dir, Name: name, Exclusive: exclusive,
+		Attr: cfs.Attr{Mode: mode, UID: cred.UID, GID: cred.GID, Rdev: rdev}}
+	if target != "" {
+		op.Value = []byte(target)
+	}
+	return c.entryOp(ctx, cred, op, dir, name)
+}
+
+// Link adds a name to an inode.
+func (c *Client) Link(ctx context.Context, cred cfs.Cred, i, dir cfs.Ino, name string) (cfs.Attr, error) {
+	return c.entryOp(ctx, cred, cfs.Op{Kind: cfs.OpLink, Ino: i, Dir: dir, Name: name}, dir, name)
+}
+
+// entryOp carries out an operation that gives dir the name.
+func (c *Client) entryOp(ctx context.Context, cred cfs.Cred, op cfs.Op, dir cfs.Ino, name string) (cfs.Attr, error) {
+	res, err := c.do(ctx, cred, op)
+	if err != nil {
+		return cfs.Attr{}, err
+	}
+	r := &res[0]
+	c.cache.putAttr(r.Dir)
+	c.cache.putName(dir, name, r.Attr.Ino, r.Dir.Gen)
+	return c.overlay(c.cache.putAttr(r.Attr)), nil
+}
+
+// Unlink removes a name that is not a directory. An inode that this client has
+// open stays until it is closed.
+func (c *Client) Unlink(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string) error {
+	op := cfs.Op{Kind: cfs.OpUnlink, Dir: dir, Name: name}
+	release := c.holdTarget(ctx, &op, dir, name)
+	defer release()
+	return c.removal(ctx, cred, op)
+}
+
+// Rmdir removes an empty directory.
+func (c *Client) Rmdir(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string) error {
+	return c.removal(ctx, cred, cfs.Op{Kind: cfs.OpRmdir, Dir: dir, Name: name})
+}
+
+func (c *Client) removal(ctx context.Context, cred cfs.Cred, op cfs.Op) error {
+	res, err := c.do(ctx, cred, op)
+	if err != nil {
+		return err
+	}
+	c.cache.putAttr(res[0].Dir)
+	c.cache.putName(op.Dir, op.Name, 0, res[0].Dir.Gen)
+	c.lostName(&res[0].Attr, op.Hold)
+	return nil
+}
+
+// Rename moves a name; flags are RENAME_NOREPLACE or RENAME_EXCHANGE.
+func (c *Client) Rename(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string, newDir cfs.Ino, newName string, flags uint32) error {
+	op := cfs.Op{Kind: cfs.OpRename, Dir: dir, Name: name, NewDir: newDir, NewName: newName, Flags: flags}
+	release := c.holdTarget(ctx, &op, newDir, newName)
+	defer release()
+	res, err := c.do(ctx, cred, op)
+	if err != nil {
+		return err
+	}
+	r := &res[0]
+	c.cache.putAttr(r.Dir)
+	to := r.Dir.Gen
+	if r.NewDir.Ino != 0 {
+		c.cache.putAttr(r.NewDir)
+		to = r.NewDir.Gen
+	}
+	moved, known := c.cache.name(dir, name)
+	replaced, knownOther := c.cache.name(newDir, newName)
+	switch {
+	case flags&cfs.RenameExchange != 0 && known && knownOther:
+		c.cache.putName(dir, name, replaced, r.Dir.Gen)
+		c.cache.putName(newDir, newName, moved, to)
+	case flags&cfs.RenameExchange == 0 && known && moved != 0 && moved != replaced:
+		c.cache.putName(dir, name, 0, r.Dir.Gen)
+		c.cache.putName(newDir, newName, moved, to)
+	default:
+		c.cache.forgetName(dir, name)
+		c.cache.forgetName(newDir, newName)
+	}
+	if moved != 0 {
+		c.cache.forgetAttr(moved) // its change time is new
+	}
+	if replaced != 0 {
+		c.cache.forgetAttr(replaced)
+	}
+	c.lostName(&r.Attr, op.Hold)
+	return nil
+}
+
+// holdTarget sets op.Hold where this client has the inode behind a name open, and
+// keeps it open until the returned function is called.
+func (c *Client) holdTarget(ctx context.Context, op *cfs.Op, dir cfs.Ino, name string) (release func()) {
+	none := func() {}
+	if c.openCount() == 0 {
+		return none
+	}
+	a, err := c.Lookup(ctx, dir, name)
+	if err != nil {
+		return none // the operation itself will say why
+	}
+	n := c.find(a.Ino)
+	if n == nil || !c.retain(n) {
+		return none
+	}
+	op.Hold = true
+	return func() { c.release(context.WithoutCancel(ctx), n) }
+}
+
+// lostName takes note of an inode that has lost a name.
+func (c *Client) lostName(a *cfs.Attr, held bool) {
+	if a.Ino == 0 {
+		return
+	}
+	c.cache.putAttr(*a)
+	if a.Nlink > 0 {
+		return
+	}
+	if n := c.find(a.Ino); n != nil && held {
+		n.orphan.Store(true)
+	}
+}
+
+// Readlink is a symbolic link's target.
+func (c *Client) Readlink(ctx context.Context, i cfs.Ino) (string, error) {
+	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryReadlink, Ino: i})
+	if err != nil {
+		return "", err
+	}
+	return string(a.Value), nil
+}
+
+// GetXattr is the value of an extended attribute; NoAttr when there is none.
+func (c *Client) GetXattr(ctx context.Context, i cfs.Ino, name string) ([]byte, error) {
+	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryGetXattr, Ino: i, Name: name})
+	if err != nil {
+		return nil, err
+	}
+	return a.Value, nil
+}
+
+// SetXattr sets an extended attribute; flags are XATTR_CREATE or XATTR_REPLACE.
+func (c *Client) SetXattr(ctx context.Context, cred cfs.Cred, i cfs.Ino, name string, value []byte, flags uint32) error {
+	_, err := c.change(ctx, cred, cfs.Op{Kind: cfs.OpSetXattr, Ino: i, Name: name, Value: value, Flags: flags})
+	return err
+}
+
+// RemoveXattr removes an extended attribute.
+func (c *Client) RemoveXattr(ctx context.Context, cred cfs.Cred, i cfs.Ino, name string) error {
+	_, err := c.change(ctx, cred, cfs.Op{Kind: cfs.OpRemoveXattr, Ino: i, Name: name})
+	return err
+}
+
+// ListXattr lists the names of an inode's extended attributes.
+func (c *Client) ListXattr(ctx context.Context, i cfs.Ino) ([]string, error) {
+	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryListXattr, Ino: i})
+	if err != nil {
+		return nil, err
+	}
+	return a.Names, nil
+}
+
+// Statfs is the space of the file system.
+func (c *Client) Statfs(ctx context.Context) (cfs.Statfs, error) {
+	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryStatfs})
+	if err != nil {
+		return cfs.Statfs{}, err
+	}
+	return a.Statfs, nil
+}

@@ -1,0 +1,323 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/ec"
+	"github.com/claudefs/claudefs/wire"
+	"github.com/claudefs/claudefs/wire/wirepb"
+)
+
+const (
+	// smallStripe is the largest write, in bytes, that three copies carry: above
+	// it the parity of a full geometry costs less space and bandwidth.
+	smallStripe = 64 << 10
+	// putAttempt bounds one attempt to put a shard.
+	putAttempt = 5 * time.Second
+	// maxBatchExtents and maxBatchInline bound what one commit carries.
+	maxBatchExtents = 256
+	maxBatchInline  = 1 << 20
+	// maxFullPuts is how often a put is tried in other groups when devices are full.
+	maxFullPuts = 4
+)
+
+// put makes a sealed chunk's bytes durable and hands it to the committer.
+func (n *inode) put(k *chunk) {
+	defer n.c.wg.Done()
+	k.sess = n.c.session.Load()
+	err := n.c.putChunk(n.c.ctx, k)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if k.state == chunkDropped {
+		k.settle()
+		n.c.memory.put(k.slab)
+		k.slab = nil
+		return
+	}
+	k.state = chunkPut
+	if err != nil {
+		n.leaveLocked(func(o *chunk) bool { return o == k }, err)
+		return
+	}
+	if !n.committing {
+		n.committing = true
+		n.c.wg.Add(1)
+		go n.commitPut()
+	}
+}
+
+// putChunk turns a chunk's bytes into extents: inline where they are few, else as
+// many stripes as the groups of the moment need.
+func (c *Client) putChunk(ctx context.Context, k *chunk) error {
+	if k.n <= cfs.MaxInline && !c.inlineFull.Load() {
+		k.extents = []cfs.Extent{{Off: k.off, Len: uint64(k.n), Kind: cfs.ExtentInline, Inline: k.data()}}
+		return nil
+	}
+	select {
+	case c.puts <- struct{}{}:
+	case <-ctx.Done():
+		return cfs.E("put", cfs.Closed, ctx.Err())
+	}
+	defer func() { <-c.puts }()
+	for at := 0; at < k.n; {
+		x, epoch, err := c.putStripe(ctx, k.sess, k.slab.b[at:], k.n-at)
+		if err != nil {
+			k.settle()
+			return err
+		}
+		x.Off = k.off + uint64(at)
+		at += int(x.Len)
+		k.extents = append(k.extents, x)
+		k.epochs = append(k.epochs, epoch)
+	}
+	return nil
+}
+
+// putStripe puts up to n of buf's bytes as one stripe, in one group after another
+// until all its shards are durable. buf has room after the n bytes for padding.
+func (c *Client) putStripe(ctx context.Context, sess *session, buf []byte, n int) (cfs.Extent, cfs.PGEpoch, error) {
+	start := time.Now()
+	full := 0
+	backoff := minBackoff
+	complained := false
+	for try := 0; ; try++ {
+		g := c.pickGroup(c.layout.get(), n)
+		err := error(cfs.E("put", cfs.Unavailable, errNoGroup))
+		if g != nil {
+			id := cfs.StripeID{Session: sess.id, Counter: sess.stripes.take()}
+			size := min(n, int(g.Geometry.MaxData()))
+			if err = c.putShards(ctx, g, id, buf, uint32(size)); err == nil {
+				x := cfs.Extent{Len: uint64(size), Kind: cfs.ExtentStripe, Stripe: id, PG: g.ID, StripeLen: uint32(size)}
+				return x, cfs.PGEpoch{PG: g.ID, Epoch: g.Epoch}, nil
+			}
+			sess.stripes.settle(id.Counter)
+			c.stats.putRetries.Add(1)
+		}
+		if ctx.Err() != nil {
+			return cfs.Extent{}, cfs.PGEpoch{}, cfs.E("put", cfs.Closed, ctx.Err())
+		}
+		if errors.Is(err, cfs.NoSpace) {
+			if full++; full >= maxFullPuts {
+				return cfs.Extent{}, cfs.PGEpoch{}, err
+			}
+		}
+		if c.cfg.OpTimeout > 0 && time.Since(start) > c.cfg.OpTimeout {
+			return cfs.Extent{}, cfs.PGEpoch{}, cfs.E("put", cfs.Timeout, err)
+		}
+		if !complained && time.Since(start) > complainAfter {
+			complained = true
+			c.log.Warn("waiting for storage that takes writes", "err", err)
+		}
+		if try > 0 || g == nil {
+			sleep(ctx, backoff)
+			backoff = min(2*backoff, maxBackoff)
+		}
+		if err := c.refreshMap(ctx); err != nil {
+			c.log.Debug("map not refreshed", "err", err)
+		}
+	}
+}
+
+// errNoGroup is the cause while too few devices are up, or all groups have a
+// device that has just failed.
+var errNoGroup = errors.New("no writable placement group")
+
+func sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// putShards encodes a stripe and puts its shards in parallel. It returns when all
+// have answered, so that buf can be used again.
+func (c *Client) putShards(ctx context.Context, g *cfs.PG, id cfs.StripeID, buf []byte, n uint32) error {
+	codec, err := c.codecs.For(g.Geometry)
+	if err != nil {
+		return err
+	}
+	shards := make([][]byte, 0, g.Geometry.Total())
+	if shards, err = ec.Split(shards, g.Geometry, n, buf[:ec.StripeBytes(g.Geometry, n)]); err != nil {
+		return err
+	}
+	if g.Geometry.K == 1 { // copies need no memory of their own
+		for range g.Geometry.M {
+			shards = append(shards, shards[0])
+		}
+	} else {
+		parity := c.parity.get(int(g.Geometry.M) * len(shards[0]))
+		defer c.parity.put(parity)
+		for i := range int(g.Geometry.M) {
+			shards = append(shards, parity[i*len(shards[0]):(i+1)*len(shards[0])])
+		}
+		if err := codec.Encode(shards); err != nil {
+			return err
+		}
+	}
+	errs := make([]error, len(shards))
+	var wg sync.WaitGroup
+	for i := range shards[1:] {
+		wg.Go(func() { errs[i+1] = c.putShard(ctx, g, id, i+1, shards[i+1]) })
+	}
+	errs[0] = c.putShard(ctx, g, id, 0, shards[0])
+	wg.Wait()
+	return worst(errs)
+}
+
+// worst picks the failure that says most about what to do: no space, which more
+// attempts may not mend, over any other.
+func worst(errs []error) error {
+	var first error
+	for _, err := range errs {
+		if errors.Is(err, cfs.NoSpace) {
+			return err
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+func (c *Client) putShard(ctx context.Context, g *cfs.PG, id cfs.StripeID, shard int, data []byte) error {
+	device := g.Slots[shard].Device
+	at, ok := c.layout.get().devices[device]
+	if !ok {
+		return cfs.Errorf("put shard", cfs.Unavailable, "device %v has no address", device)
+	}
+	req := &wirepb.PutShard{Device: uint32(device), Pg: uint32(g.ID), Epoch: uint32(g.Epoch),
+		Key:  shardKey(id, shard),
+		Crcs: ec.BlockCRCs(make([]byte, 0, 4*len(data)/cfs.BlockSize), id, uint8(shard), 0, data)}
+	ctx, cancel := context.WithTimeout(ctx, putAttempt)
+	defer cancel()
+	if _, err := c.data.Call(ctx, at.addr, wire.OpPutShard, req, [][]byte{data}, nil, nil); err != nil {
+		c.suspect(device, err)
+		return err
+	}
+	c.stats.shardsPut.Add(1)
+	c.stats.bytesPut.Add(uint64(len(data)))
+	return nil
+}
+
+func shardKey(id cfs.StripeID, shard int) *wirepb.ShardKey {
+	return &wirepb.ShardKey{StripeSession: uint64(id.Session), StripeCounter: id.Counter, Shard: uint32(shard)}
+}
+
+// suspect passes a device over for a while after a failure that is its own.
+func (c *Client) suspect(d cfs.DeviceID, err error) {
+	switch cfs.KindOf(err) {
+	case cfs.Unavailable, cfs.Timeout, cfs.IO, cfs.NoSpace, cfs.Closed:
+		c.suspects.add(d)
+	}
+}
+
+// commitPut commits what is put, oldest first, until nothing is.
+func (n *inode) commitPut() {
+	defer n.c.wg.Done()
+	for {
+		n.mu.Lock()
+		batch := n.nextBatchLocked()
+		if len(batch) == 0 {
+			n.committing = false
+			n.mu.Unlock()
+			return
+		}
+		n.mu.Unlock()
+		attr, err := n.commit(batch)
+		n.mu.Lock()
+		n.committedLocked(batch, attr, err)
+		n.mu.Unlock()
+	}
+}
+
+// nextBatchLocked is the chunks that the next commit carries: the oldest, as far
+// as they are put, so that a later write never appears before an earlier one.
+func (n *inode) nextBatchLocked() []*chunk {
+	var batch []*chunk
+	extents, inline := 0, 0
+	for _, k := range n.chunks {
+		if k.state != chunkPut {
+			break
+		}
+		extents += len(k.extents)
+		if k.extents[0].Kind == cfs.ExtentInline {
+			inline += k.n
+		}
+		if len(batch) > 0 && (extents > maxBatchExtents || inline > maxBatchInline) {
+			break
+		}
+		batch = append(batch, k)
+	}
+	return batch
+}
+
+func (n *inode) commit(batch []*chunk) (cfs.Attr, error) {
+	op := cfs.Op{Kind: cfs.OpWrite, Ino: n.ino}
+	for _, k := range batch {
+		op.Extents = append(op.Extents, k.extents...)
+		op.Epochs = append(op.Epochs, k.epochs...)
+		op.Attr.MtimeNS = max(op.Attr.MtimeNS, k.mtimeNS)
+	}
+	n.c.stats.commits.Add(1)
+	res, err := n.c.do(n.c.ctx, cfs.Cred{}, op)
+	if err != nil {
+		return cfs.Attr{}, err
+	}
+	return res[0].Attr, nil
+}
+
+// committedLocked ends a commit. What was put under an epoch that has passed, or
+// inline where there is no room, is put again; any other failure is the writer's.
+func (n *inode) committedLocked(batch []*chunk, attr cfs.Attr, err error) {
+	switch cfs.KindOf(err) {
+	case cfs.KindOK:
+		n.observeLocked(n.c.cache.putAttr(attr))
+		n.dropExtentsLocked()
+	case cfs.InlineFull:
+		n.c.inlineFull.Store(true)
+		n.putAgainLocked(batch)
+		return
+	case cfs.StaleEpoch:
+		n.c.stats.putRetries.Add(uint64(len(batch)))
+		n.putAgainLocked(batch)
+		return
+	}
+	// Chunks that a lost session has dropped meanwhile are not the batch's any more.
+	n.leaveLocked(func(o *chunk) bool { return len(batch) > 0 && o.seq <= batch[len(batch)-1].seq && o.state == chunkPut }, err)
+}
+
+// putAgainLocked sends the chunks of a batch back to be put.
+func (n *inode) putAgainLocked(batch []*chunk) {
+	for _, k := range batch {
+		if k.slab == nil {
+			continue // abandoned meanwhile
+		}
+		k.settle()
+		k.state = chunkSealed
+		n.c.wg.Add(1)
+		go func() {
+			// The map that made the epoch pass may be newer than ours.
+			if err := n.c.refreshMap(n.c.ctx); err != nil {
+				n.c.log.Debug("map not refreshed", "err", err)
+			}
+			n.put(k)
+		}()
+	}
+}
+
+// bufPool keeps buffers for parity and for ranges that are not read in place; it
+// is bounded by what uses it: maxPuts stripes and the reads in flight.
+type bufPool struct{ pool sync.Pool }
+
+func (p *bufPool) get(n int) []byte {
+	if b, ok := p.pool.Get().(*[]byte); ok && cap(*b) >= n {
+		return (*b)[:n]
+	}
+	return make([]byte, n, max(n, cfs.MaxShardSize))
+}
+
+func (p *bufPool) put(b []byte) { p.pool.Put(&b) }
