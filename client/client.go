@@ -107,7 +107,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	c := &Client{
 		cfg: cfg, log: cfg.Logger,
 		meta: wire.NewPool(dial, 1), data: wire.NewPool(dial, dataConns),
-		cache: newCache(cfg.CacheTTL), memory: newMemory(cfg.MemoryBytes),
+		cache: newCache(cfg.CacheTTL / 2), memory: newMemory(cfg.MemoryBytes),
 		commands: make(chan struct{}, maxCommands), puts: make(chan struct{}, maxPuts),
 		inodes: map[cfs.Ino]*inode{},
 	}
@@ -144,8 +144,10 @@ func (c *Client) stop() {
 // ClusterID is the id of the cluster that the client is connected to.
 func (c *Client) ClusterID() string { return c.layout.get().ClusterID }
 
-// AttrTTL is how long an answer may be cached above the client.
-func (c *Client) AttrTTL() time.Duration { return c.cfg.CacheTTL }
+// AttrTTL is how long an answer may be cached above the client. It is half of
+// Config.CacheTTL; the client's own cache has the other half, so that an answer is
+// never older than the whole.
+func (c *Client) AttrTTL() time.Duration { return c.cfg.CacheTTL / 2 }
 
 // openSession makes this client known to the cluster and takes the session in use.
 func (c *Client) openSession(ctx context.Context) error {

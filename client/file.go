@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"math"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -21,7 +20,7 @@ type File struct {
 
 // Open opens a regular file as the cluster has it now; O_TRUNC empties it.
 func (c *Client) Open(ctx context.Context, i cfs.Ino, flags int) (*File, error) {
-	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryExtents, Ino: i, Off: 0, End: math.MaxUint64})
+	a, err := c.askExtents(ctx, i, 0)
 	if err != nil {
 		return nil, err
 	}

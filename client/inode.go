@@ -134,7 +134,7 @@ func (n *inode) overlay(a cfs.Attr) cfs.Attr {
 	a = n.attr
 	a.Size = n.sizeLocked()
 	if len(n.chunks) > 0 {
-		a.MtimeNS, a.CtimeNS = n.mtimeNS, max(a.CtimeNS, n.mtimeNS)
+		a.MtimeNS, a.CtimeNS = n.mtimeNS, n.mtimeNS
 		a.Blocks = max(a.Blocks, 1)
 	}
 	return a
@@ -361,14 +361,26 @@ func (n *inode) loadExtents(ctx context.Context, off uint64) (extentCache, error
 	n.mu.Lock()
 	version := n.extents.version
 	n.mu.Unlock()
-	a, err := n.c.ask(ctx, &cfs.Query{Kind: cfs.QueryExtents, Ino: n.ino, Off: off, End: math.MaxUint64})
+	a, err := n.c.askExtents(ctx, n.ino, off)
 	if err != nil {
-		if errors.Is(err, cfs.Stale) {
-			n.c.cache.forgetAttr(n.ino)
-		}
 		return extentCache{}, err
 	}
 	return n.install(a, off, version), nil
+}
+
+// askExtents asks the leader for an inode's attributes and its extents from off on.
+func (c *Client) askExtents(ctx context.Context, i cfs.Ino, off uint64) (*cfs.Answer, error) {
+	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryExtents, Ino: i, Off: off, End: math.MaxUint64})
+	if errors.Is(err, cfs.Stale) {
+		c.cache.forgetAttr(i)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if a.More && (len(a.Extents) == 0 || a.Extents[len(a.Extents)-1].End() <= off) {
+		return nil, cfs.Errorf("extents", cfs.BadRequest, "an answer that goes on without getting beyond %d", off)
+	}
+	return a, nil
 }
 
 // install makes an answer's extents the cached ones, if nothing has voided them

@@ -124,7 +124,7 @@ func (t *tx) setXattr(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	case !exists && t.xattrNames(op.Ino)+len(op.Name)+1 > cfs.MaxXattrList:
 		return cfs.NoSpace
 	}
-	t.set(key, append([]byte{recordVersion}, op.Value...))
+	t.set(key, encodeBytes(op.Value))
 	t.touch(n)
 	res.Attr = n.Attr
 	return cfs.KindOK

@@ -74,10 +74,13 @@ func (t *tx) setGroups(op *cfs.Op) cfs.Kind {
 	return cfs.KindOK
 }
 
+// maxSlots bounds a group's slots: its record counts them in a byte.
+const maxSlots = 255
+
 // checkGroup holds the rule of placement: never two shards on a device, never
 // more than M on a node.
 func (t *tx) checkGroup(g *cfs.PG) cfs.Kind {
-	if g.Geometry.K == 0 || g.Geometry.M == 0 || len(g.Slots) != g.Geometry.Total() {
+	if g.Geometry.K == 0 || g.Geometry.M == 0 || g.Geometry.Total() > maxSlots || len(g.Slots) != g.Geometry.Total() {
 		return cfs.Invalid
 	}
 	for i, s := range g.Slots {
@@ -130,6 +133,9 @@ func (t *tx) feedDone(id cfs.DeviceID, pos uint64) cfs.Kind {
 		}
 		return true
 	})
+	// The newest row always stays: by it a device that comes back from far behind
+	// sees that it has missed others.
+	lowest = min(lowest, t.mark(markFeedNext)-2)
 	first := t.mark(markFeedFirst)
 	for n := 0; first <= lowest && n < cfs.MaxCommandExtents; n++ {
 		t.del(feedKey(first))

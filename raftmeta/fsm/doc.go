@@ -15,7 +15,7 @@
 //
 // Keys are a prefix byte and big-endian fields, so that the order of keys is the
 // order of numbers; values are fixed little-endian records that start with a
-// version byte (record.go).
+// version byte (record.go); the marks under A are bare numbers and the cluster's id.
 //
 //	A name                   counters and marks of the whole machine
 //	D dir name               directory entry: inode and type
@@ -33,7 +33,7 @@
 //	T session                session: floor, low-water mark, name
 //	V device                 device
 //	X ino name               extended attribute
-//	Z session counter        stripe without references, at or above its floor: its group
+//	Z session counter pg     stripe without references, at or above its session's floor
 //	h session ino            the holds of a session
 //
 // # Invariants

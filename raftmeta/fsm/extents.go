@@ -54,7 +54,7 @@ func (t *tx) ref(x *cfs.Extent) {
 			s = &stripe{len: x.StripeLen}
 			t.addMark(markRaw, t.rawBytes(x.PG, x.StripeLen))
 		} else if s.refs == 0 {
-			t.del(zeroKey(x.Stripe))
+			t.del(zeroKey(x.Stripe, x.PG))
 		}
 		s.refs++
 		s.live += x.Len
@@ -83,7 +83,7 @@ func (t *tx) unref(x *cfs.Extent) {
 		}
 		t.set(stripeKey(x.PG, x.Stripe), encodeStripe(s))
 		if s.refs == 0 {
-			t.set(zeroKey(x.Stripe), binary.BigEndian.AppendUint32(nil, uint32(x.PG)))
+			t.set(zeroKey(x.Stripe, x.PG), []byte{recordVersion})
 		}
 	}
 }
@@ -109,7 +109,7 @@ func (t *tx) floor(s cfs.SessionID) uint64 {
 // freeStripe moves a stripe from the stripe table to the delete feed.
 func (t *tx) freeStripe(pg cfs.PGID, s cfs.StripeID, n uint32) {
 	t.del(stripeKey(pg, s))
-	t.del(zeroKey(s))
+	t.del(zeroKey(s, pg))
 	t.addMark(markRaw, -t.rawBytes(pg, n))
 	pos := t.mark(markFeedNext)
 	t.set(feedKey(pos), encodeFreed(&cfs.Freed{PG: pg, Stripe: s}))
@@ -127,14 +127,10 @@ func (t *tx) freeBelow(s cfs.SessionID, floor uint64) {
 		id cfs.StripeID
 	}
 	var free []idle
-	lo, hi := zeroKey(cfs.StripeID{Session: s}), zeroKey(cfs.StripeID{Session: s, Counter: floor})
-	t.scan(lo, hi, func(k, v []byte) bool {
-		if len(v) != 4 {
-			t.corrupt(k)
-			return false
-		}
+	lo, hi := zeroKey(cfs.StripeID{Session: s}, 0), zeroKey(cfs.StripeID{Session: s, Counter: floor}, 0)
+	t.scan(lo, hi, func(k, _ []byte) bool {
 		id := cfs.StripeID{Session: s, Counter: binary.BigEndian.Uint64(k[9:])}
-		free = append(free, idle{cfs.PGID(binary.BigEndian.Uint32(v)), id})
+		free = append(free, idle{cfs.PGID(binary.BigEndian.Uint32(k[17:])), id})
 		return true
 	})
 	for _, f := range free {
@@ -147,35 +143,46 @@ func (t *tx) freeBelow(s cfs.SessionID, floor uint64) {
 	}
 }
 
-// checkExtents refuses extents that cannot be committed: malformed ones, those of
+// takeExtents references the bytes of an operation's extents, before any row is
+// replaced, so that a stripe which moves within a file never loses its last
+// reference. It refuses what cannot be committed: malformed extents, those of
 // groups under a passed epoch, and new stripes that are not this session's or
 // fall below its floor.
-func (t *tx) checkExtents(op *cfs.Op) cfs.Kind {
-	if len(op.Extents) == 0 || len(op.Extents)+len(op.Expect) > cfs.MaxCommandExtents {
+func (t *tx) takeExtents(op *cfs.Op) cfs.Kind {
+	if len(op.Extents) == 0 {
+		return cfs.Invalid
+	}
+	if t.named += len(op.Extents) + len(op.Expect); t.named > cfs.MaxCommandExtents {
 		return cfs.TooBig
 	}
-	var inline uint64
 	for i := range op.Extents {
 		x := &op.Extents[i]
-		if x.Len == 0 || x.Off > cfs.MaxFileSize || x.Len > cfs.MaxFileSize-x.Off {
-			return cfs.TooLarge
+		k := cfs.KindOK
+		switch {
+		case x.Len == 0:
+			k = cfs.Invalid
+		case x.Off > cfs.MaxFileSize || x.Len > cfs.MaxFileSize-x.Off:
+			k = cfs.TooLarge
+		case x.Kind == cfs.ExtentInline:
+			k = t.checkInline(x)
+		case x.Kind == cfs.ExtentStripe:
+			k = t.checkStripe(op, x)
+		case x.Kind > cfs.ExtentUnwritten:
+			k = cfs.Invalid
 		}
-		switch x.Kind {
-		case cfs.ExtentHole, cfs.ExtentUnwritten:
-		case cfs.ExtentInline:
-			if x.Len > cfs.MaxInline || uint64(len(x.Inline)) != x.Len {
-				return cfs.Invalid
-			}
-			inline += x.Len
-		case cfs.ExtentStripe:
-			if k := t.checkStripe(op, x); k != cfs.KindOK {
-				return k
-			}
-		default:
-			return cfs.Invalid
+		if k != cfs.KindOK {
+			return k
 		}
+		t.ref(x)
 	}
-	if inline > 0 && t.mark(markInline)+inline > MaxInlineBytes {
+	return cfs.KindOK
+}
+
+func (t *tx) checkInline(x *cfs.Extent) cfs.Kind {
+	switch {
+	case x.Len > cfs.MaxInline || uint64(len(x.Inline)) != x.Len:
+		return cfs.Invalid
+	case t.mark(markInline)+x.Len > MaxInlineBytes:
 		return cfs.InlineFull
 	}
 	return cfs.KindOK
@@ -187,6 +194,8 @@ func (t *tx) checkStripe(op *cfs.Op, x *cfs.Extent) cfs.Kind {
 	case !ok:
 		return cfs.Invalid
 	case x.StripeLen > g.Geometry.MaxData() || x.Len > uint64(x.StripeLen) || uint64(x.StripeOff)+x.Len > uint64(x.StripeLen):
+		return cfs.Invalid
+	case x.Stripe.Counter == ^uint64(0): // no floor is above it: it could never be freed
 		return cfs.Invalid
 	}
 	if s, ok := load(t, stripeKey(x.PG, x.Stripe), decodeStripe); ok {
@@ -200,7 +209,7 @@ func (t *tx) checkStripe(op *cfs.Op, x *cfs.Extent) cfs.Kind {
 	}
 	for _, e := range op.Epochs {
 		if e.PG == x.PG {
-			if e.Epoch != g.Epoch {
+			if e.Epoch != g.Epoch || !g.Writable {
 				return cfs.StaleEpoch
 			}
 			return cfs.KindOK
@@ -220,22 +229,20 @@ func (t *tx) write(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	if !n.IsRegular() {
 		return cfs.Invalid
 	}
-	if k := t.checkExtents(op); k != cfs.KindOK {
+	if k := t.takeExtents(op); k != cfs.KindOK {
 		return k
 	}
 	if op.Attr.Size > cfs.MaxFileSize {
 		return cfs.TooLarge
 	}
 	size := max(n.Size, op.Attr.Size)
-	budget := MaxReplaced
-	t.refAll(op.Extents)
 	for i := range op.Extents {
 		x := &op.Extents[i]
 		var k cfs.Kind
 		if x.Kind == cfs.ExtentUnwritten {
-			k = t.fillHoles(n, x, &budget)
+			k = t.fillHoles(n, x)
 		} else {
-			k = t.replaceRange(n, x, &budget)
+			k = t.replaceRange(n, x)
 		}
 		if k != cfs.KindOK {
 			return k
@@ -247,34 +254,36 @@ func (t *tx) write(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	if !op.KeepSize {
 		n.Size = size
 	}
-	n.MtimeNS = t.now
+	// The writer's clock says when, so that what it saw before the commit stays true.
+	n.MtimeNS, n.CtimeNS = t.now, t.now
 	if op.Attr.MtimeNS != 0 {
-		n.MtimeNS = op.Attr.MtimeNS
+		n.MtimeNS, n.CtimeNS = op.Attr.MtimeNS, op.Attr.MtimeNS
 	}
 	if op.Mask&cfs.SetKillPriv != 0 {
 		t.killPriv(n)
 	}
-	t.touch(n)
+	t.putInode(n)
 	res.Attr = n.Attr
 	return cfs.KindOK
 }
 
-// refAll references the bytes of a command's extents before any row is replaced,
-// so that a stripe which moves within a file never loses its last reference.
-func (t *tx) refAll(extents []cfs.Extent) {
-	for i := range extents {
-		t.ref(&extents[i])
+// met returns the rows that x meets, within what the command may still replace.
+func (t *tx) met(n *inode, x *cfs.Extent) ([]cfs.Extent, cfs.Kind) {
+	old, more := t.rows(n.Ino, n.Map, x.Off, x.End(), MaxReplaced-t.replaced)
+	if more {
+		return nil, cfs.TooBig
 	}
+	t.replaced += len(old)
+	return old, cfs.KindOK
 }
 
 // replaceRange makes [x.Off, x.End()) of the file what x, which is referenced
-// already, says. budget is how many rows the command may still replace.
-func (t *tx) replaceRange(n *inode, x *cfs.Extent, budget *int) cfs.Kind {
-	old, more := t.rows(n.Ino, n.Map, x.Off, x.End(), *budget)
-	if more {
-		return cfs.TooBig
+// already, says.
+func (t *tx) replaceRange(n *inode, x *cfs.Extent) cfs.Kind {
+	old, k := t.met(n, x)
+	if k != cfs.KindOK {
+		return k
 	}
-	*budget -= len(old)
 	for i := range old {
 		t.trimRow(n, &old[i], x.Off, x.End())
 	}
@@ -301,12 +310,11 @@ func (t *tx) trimRow(n *inode, row *cfs.Extent, off, end uint64) {
 }
 
 // fillHoles allocates what [x.Off, x.End()) does not have yet.
-func (t *tx) fillHoles(n *inode, x *cfs.Extent, budget *int) cfs.Kind {
-	old, more := t.rows(n.Ino, n.Map, x.Off, x.End(), *budget)
-	if more {
-		return cfs.TooBig
+func (t *tx) fillHoles(n *inode, x *cfs.Extent) cfs.Kind {
+	old, k := t.met(n, x)
+	if k != cfs.KindOK {
+		return k
 	}
-	*budget -= len(old)
 	at := x.Off
 	for i := range old {
 		if at < old[i].Off {
@@ -326,7 +334,7 @@ func (t *tx) swap(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	if !ok || !n.IsRegular() {
 		return cfs.Conflict
 	}
-	if k := t.checkExtents(op); k != cfs.KindOK {
+	if k := t.takeExtents(op); k != cfs.KindOK {
 		return k
 	}
 	for i := range op.Expect {
@@ -342,10 +350,8 @@ func (t *tx) swap(op *cfs.Op, res *cfs.Result) cfs.Kind {
 			return cfs.Conflict
 		}
 	}
-	budget := MaxReplaced
-	t.refAll(op.Extents)
 	for i := range op.Extents {
-		if k := t.replaceRange(n, &op.Extents[i], &budget); k != cfs.KindOK {
+		if k := t.replaceRange(n, &op.Extents[i]); k != cfs.KindOK {
 			return k
 		}
 	}

@@ -87,7 +87,9 @@ func stripeKey(pg cfs.PGID, s cfs.StripeID) []byte {
 	return binary.BigEndian.AppendUint64(k, s.Counter)
 }
 
-func zeroKey(s cfs.StripeID) []byte { return key2(prefixZero, uint64(s.Session), s.Counter) }
+func zeroKey(s cfs.StripeID, pg cfs.PGID) []byte {
+	return binary.BigEndian.AppendUint32(key2(prefixZero, uint64(s.Session), s.Counter), uint32(pg))
+}
 
 func holdKey(i cfs.Ino, s cfs.SessionID) []byte { return key2(prefixHold, uint64(i), uint64(s)) }
 

@@ -33,7 +33,7 @@ type Machine struct{}
 // Bootstrap makes the root directory and the cluster's id in an empty state; it
 // does nothing to a state that has them.
 func Bootstrap(kv KV, clusterID string, stampNS int64) error {
-	t := &tx{kv: kv, now: stampNS, over: map[string][]byte{}}
+	t := &tx{kv: kv, now: stampNS}
 	if _, ok := t.get(markKey(markCluster)); ok || t.err != nil {
 		return t.err
 	}
@@ -67,7 +67,7 @@ func SetApplied(kv KV, index uint64) error {
 // the command went; an error means that the state or the KV is broken and that
 // the replica must stop.
 func (m *Machine) Apply(kv KV, index uint64, stampNS int64, cmd *cfs.Command) (*cfs.Reply, error) {
-	t := &tx{kv: kv, index: index, sess: cmd.Session, cred: cmd.Cred, over: map[string][]byte{}}
+	t := &tx{kv: kv, index: index, sess: cmd.Session, cred: cmd.Cred}
 	t.now = max(stampNS, int64(t.mark(markStamp)))
 	base := func() {
 		t.setMark(markApplied, index)
@@ -84,7 +84,7 @@ func (m *Machine) Apply(kv KV, index uint64, stampNS int64, cmd *cfs.Command) (*
 	reply := &cfs.Reply{Index: index}
 	reply.Kind, reply.Failed = t.run(cmd, reply)
 	if reply.Kind != cfs.KindOK {
-		t.over = map[string][]byte{} // nothing of a failed command remains
+		t.over = overlay{} // nothing of a failed command remains
 		reply.Results = nil
 	}
 	if sess != nil {
@@ -113,7 +113,7 @@ func (t *tx) admit(cmd *cfs.Command) (*session, *cfs.Reply) {
 		return nil, refuse(cfs.NoSession)
 	case cmd.Seq < sess.lowWater || cmd.Seq == 0:
 		return nil, refuse(cfs.Replayed)
-	case cmd.Seq-sess.lowWater >= MaxOutstanding:
+	case cmd.Seq-sess.lowWaterAfter(cmd) >= MaxOutstanding:
 		return nil, refuse(cfs.Overloaded)
 	}
 	if r, ok := load(t, replyKey(cmd.Session, cmd.Seq), decodeReply); ok {
@@ -122,10 +122,16 @@ func (t *tx) admit(cmd *cfs.Command) (*session, *cfs.Reply) {
 	return sess, nil
 }
 
+// lowWaterAfter is the low-water mark that an admitted command leaves: what it
+// says, but never above its own reply.
+func (s *session) lowWaterAfter(cmd *cfs.Command) uint64 {
+	return max(s.lowWater, min(cmd.LowWater, cmd.Seq))
+}
+
 // settle records the reply and the session's new marks.
 func (t *tx) settle(cmd *cfs.Command, sess *session, reply *cfs.Reply) {
 	t.set(replyKey(cmd.Session, cmd.Seq), encodeReply(reply))
-	low := min(max(sess.lowWater, cmd.LowWater), cmd.Seq)
+	low := sess.lowWaterAfter(cmd)
 	floor := max(sess.floor, cmd.Floor)
 	if low == sess.lowWater && floor == sess.floor {
 		return
@@ -161,6 +167,11 @@ func (t *tx) run(cmd *cfs.Command, reply *cfs.Reply) (cfs.Kind, uint16) {
 }
 
 func (t *tx) op(op *cfs.Op, res *cfs.Result) cfs.Kind {
+	// An unknown operation halts before anything else is said of it: a newer replica would carry it out.
+	if op.Kind < cfs.OpCreate || op.Kind > cfs.OpFeedDone {
+		t.fail(cfs.Errorf("apply", cfs.BadRequest, "operation %d at index %d is of a newer version", op.Kind, t.index))
+		return cfs.BadRequest
+	}
 	if ofLeader := op.Kind >= cfs.OpReap; ofLeader != (t.sess == 0) {
 		return cfs.Permission
 	}
@@ -202,7 +213,6 @@ func (t *tx) op(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	case cfs.OpFeedDone:
 		return t.feedDone(op.Device.ID, op.Device.FeedPos)
 	}
-	t.fail(cfs.Errorf("apply", cfs.BadRequest, "operation %d at index %d is of a newer version", op.Kind, t.index))
 	return cfs.BadRequest
 }
 

@@ -65,11 +65,12 @@ func (t *tx) create(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	if k != cfs.KindOK {
 		return k
 	}
+	open := !op.Exclusive && op.Attr.Mode&cfs.ModeType == cfs.ModeRegular
 	switch old, k := t.entry(op.Dir, op.Name); {
-	case k == cfs.KindOK && !op.Exclusive && old.IsRegular() && op.Attr.Mode&cfs.ModeType == cfs.ModeRegular:
+	case k == cfs.KindOK && open && old.IsRegular():
 		res.Attr, res.Dir = old.Attr, dir.Attr
 		return cfs.KindOK
-	case k == cfs.KindOK && !op.Exclusive && old.IsDir():
+	case k == cfs.KindOK && open && old.IsDir():
 		return cfs.IsDir
 	case k == cfs.KindOK:
 		return cfs.Exists
@@ -108,11 +109,14 @@ func (t *tx) newInode(op *cfs.Op, dir *inode) (*inode, cfs.Kind) {
 		n.Nlink, n.Size, n.parent = 2, cfs.BlockSize, dir.Ino
 		dir.Nlink++
 	case cfs.ModeSymlink:
-		if len(op.Value) == 0 || len(op.Value) > cfs.MaxSymlink {
+		if len(op.Value) == 0 {
+			return nil, cfs.NotFound // as symlink(2) says
+		}
+		if len(op.Value) > cfs.MaxSymlink {
 			return nil, cfs.NameTooLong
 		}
 		n.Size = uint64(len(op.Value))
-		t.set(targetKey(n.Ino), op.Value)
+		t.set(targetKey(n.Ino), encodeBytes(op.Value))
 	case cfs.ModeChar, cfs.ModeBlock:
 		n.Rdev = op.Attr.Rdev
 	case cfs.ModeRegular, cfs.ModeFIFO, cfs.ModeSocket:

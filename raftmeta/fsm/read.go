@@ -10,6 +10,9 @@ import (
 // what a query without a limit gets.
 const MaxListing = 1024
 
+// maxListingInline bounds the inline bytes of one answer, which must fit a message.
+const maxListingInline = 1 << 20
+
 // Read answers a query from the state. As with Apply, what the namespace says no
 // to is in the answer, and an error means that the state or the KV is broken.
 func Read(r Reader, q *cfs.Query) (*cfs.Answer, error) {
@@ -29,9 +32,7 @@ func Read(r Reader, q *cfs.Query) (*cfs.Answer, error) {
 	case cfs.QueryListXattr:
 		a.Kind = t.listXattr(q.Ino, a)
 	case cfs.QueryExtents:
-		if a.Kind = t.getAttr(q.Ino, a); a.Kind == cfs.KindOK {
-			a.Extents, a.More = t.rows(q.Ino, a.Attr.Map, q.Off, q.End, listLimit(q.Limit))
-		}
+		a.Kind = t.extents(q, a)
 	case cfs.QueryStatfs:
 		m, err := ReadMap(r)
 		if err != nil {
@@ -65,6 +66,22 @@ func (t *tx) getAttr(i cfs.Ino, a *cfs.Answer) cfs.Kind {
 		return cfs.Stale
 	}
 	a.Attr = n.Attr
+	return cfs.KindOK
+}
+
+// extents lists an inode's extents in a range, with the inode that they belong to.
+func (t *tx) extents(q *cfs.Query, a *cfs.Answer) cfs.Kind {
+	if k := t.getAttr(q.Ino, a); k != cfs.KindOK {
+		return k
+	}
+	a.Extents, a.More = t.rows(q.Ino, a.Attr.Map, q.Off, q.End, listLimit(q.Limit))
+	inline := 0
+	for i := range a.Extents {
+		if inline += len(a.Extents[i].Inline); inline > maxListingInline {
+			a.Extents, a.More = a.Extents[:i], true
+			break
+		}
+	}
 	return cfs.KindOK
 }
 
@@ -129,11 +146,11 @@ func (t *tx) readlink(i cfs.Ino, a *cfs.Answer) cfs.Kind {
 	if k := t.getAttr(i, a); k != cfs.KindOK {
 		return k
 	}
-	v, ok := t.get(targetKey(i))
+	v, ok := load(t, targetKey(i), decodeBytes)
 	if !ok {
 		return cfs.Invalid
 	}
-	a.Value = append([]byte(nil), v...)
+	a.Value = v
 	return cfs.KindOK
 }
 
@@ -141,15 +158,11 @@ func (t *tx) getXattr(q *cfs.Query, a *cfs.Answer) cfs.Kind {
 	if k := t.getAttr(q.Ino, a); k != cfs.KindOK {
 		return k
 	}
-	v, ok := t.get(xattrKey(q.Ino, q.Name))
+	v, ok := load(t, xattrKey(q.Ino, q.Name), decodeBytes)
 	if !ok {
 		return cfs.NoAttr
 	}
-	if len(v) == 0 || v[0] != recordVersion {
-		t.corrupt(xattrKey(q.Ino, q.Name))
-		return cfs.Corrupt
-	}
-	a.Value = append([]byte(nil), v[1:]...)
+	a.Value = v
 	return cfs.KindOK
 }
 

@@ -62,7 +62,16 @@ func (d *dec) u8() uint8   { return d.take(1)[0] }
 func (d *dec) u16() uint16 { return binary.LittleEndian.Uint16(d.take(2)) }
 func (d *dec) u32() uint32 { return binary.LittleEndian.Uint32(d.take(4)) }
 func (d *dec) u64() uint64 { return binary.LittleEndian.Uint64(d.take(8)) }
-func (d *dec) bool() bool  { return d.u8() != 0 }
+
+// bool takes 0 or 1: a record has one form only.
+func (d *dec) bool() bool {
+	v := d.u8()
+	if v > 1 {
+		d.bad = true
+	}
+	return v == 1
+}
+
 func (d *dec) bytes() []byte {
 	n := d.u32()
 	if d.bad || uint64(n) > uint64(len(d.b)) {
@@ -117,8 +126,11 @@ func (d *dec) attr() (a cfs.Attr) {
 	return a
 }
 
+// blocks is what Attr.Blocks follows from: 512-byte units of what extent rows cover.
+func (i *inode) blocks() uint64 { return (i.stored + 511) / 512 }
+
 func encodeInode(i *inode) []byte {
-	i.Blocks = (i.stored + 511) / 512
+	i.Blocks = i.blocks()
 	e := newEnc(112)
 	e.attr(&i.Attr)
 	e.u64(uint64(i.parent))
@@ -129,7 +141,7 @@ func encodeInode(i *inode) []byte {
 func decodeInode(b []byte) (*inode, bool) {
 	d := newDec(b)
 	i := &inode{Attr: d.attr(), parent: cfs.Ino(d.u64()), stored: d.u64()}
-	return i, d.ok()
+	return i, d.ok() && i.Blocks == i.blocks()
 }
 
 // dirent is the value of a directory entry.
@@ -149,6 +161,16 @@ func decodeDirent(b []byte) (dirent, bool) {
 	d := newDec(b)
 	v := dirent{cfs.Ino(d.u64()), d.u32()}
 	return v, d.ok()
+}
+
+// A symbolic link's target and an extended attribute are their bytes.
+func encodeBytes(v []byte) []byte { return append([]byte{recordVersion}, v...) }
+
+func decodeBytes(b []byte) ([]byte, bool) {
+	if len(b) == 0 || b[0] != recordVersion {
+		return nil, false
+	}
+	return append([]byte(nil), b[1:]...), true
 }
 
 // An extent's offset follows from its key (its end) and its length.
@@ -266,9 +288,7 @@ func encodeDevice(v *cfs.Device) []byte {
 func decodeDevice(b []byte) (*cfs.Device, bool) {
 	d := newDec(b)
 	v := &cfs.Device{ID: cfs.DeviceID(d.u32())}
-	if len(d.b) >= len(v.UUID) {
-		copy(v.UUID[:], d.take(len(v.UUID)))
-	}
+	copy(v.UUID[:], d.take(len(v.UUID)))
 	v.State = cfs.State(d.u8())
 	v.Capacity = d.u64()
 	v.FeedPos = d.u64()
@@ -340,6 +360,7 @@ func decodeReply(b []byte) (*cfs.Reply, bool) {
 		for _, a := range []*cfs.Attr{&res.Attr, &res.Dir, &res.NewDir} {
 			if d.bool() {
 				*a = d.attr()
+				d.bad = d.bad || a.Ino == 0
 			}
 		}
 		res.Session = cfs.SessionID(d.u64())

@@ -2,8 +2,6 @@ package fsm
 
 import (
 	"encoding/binary"
-	"slices"
-	"sort"
 
 	"github.com/claudefs/claudefs/cfs"
 )
@@ -32,8 +30,11 @@ type tx struct {
 	now   int64 // ns: the command's time
 	sess  cfs.SessionID
 	cred  cfs.Cred
-	over  map[string][]byte // nil value: deleted
+	over  overlay
 	err   error
+
+	named    int // extents that the command's operations have named
+	replaced int // extent rows that they have met
 }
 
 func (t *tx) fail(err error) {
@@ -50,7 +51,7 @@ func (t *tx) get(key []byte) ([]byte, bool) {
 	if t.err != nil {
 		return nil, false
 	}
-	if v, ok := t.over[string(key)]; ok {
+	if v, ok := t.over.get(key); ok {
 		return v, v != nil
 	}
 	v, ok, err := t.kv.Get(key)
@@ -61,49 +62,38 @@ func (t *tx) get(key []byte) ([]byte, bool) {
 	return v, ok
 }
 
-func (t *tx) set(key, val []byte) { t.over[string(key)] = val }
+func (t *tx) set(key, val []byte) { t.over.put(key, val) }
 
-func (t *tx) del(key []byte) { t.over[string(key)] = nil }
+func (t *tx) del(key []byte) { t.over.put(key, nil) }
 
-// scan merges the overlay with the KV. fn may write to the tx, but sees only
-// what was there when the scan began.
+// scan goes through [lo, hi), which lies within one prefix, in key order: the
+// overlay merged with the KV. fn must not write to the tx.
 func (t *tx) scan(lo, hi []byte, fn func(k, v []byte) bool) {
 	if t.err != nil {
 		return
 	}
-	var mine []string
-	for k := range t.over {
-		if k >= string(lo) && (hi == nil || k < string(hi)) {
-			mine = append(mine, k)
-		}
-	}
-	sort.Strings(mine)
-	seen := make(map[string][]byte, len(mine))
-	for _, k := range mine {
-		seen[k] = t.over[k]
-	}
+	mine := t.over.between(lo, hi)
 	stopped := false
-	emitBelow := func(k string, all bool) bool {
-		for len(mine) > 0 && (all || mine[0] < k) {
+	emitBelow := func(k []byte) bool { // nil: all that is left
+		for len(mine) > 0 && (k == nil || mine[0] < string(k)) {
 			m := mine[0]
 			mine = mine[1:]
-			if v := seen[m]; v != nil && !fn([]byte(m), v) {
+			if v := t.over.vals[m]; v != nil && !fn([]byte(m), v) {
 				return false
 			}
 		}
 		return true
 	}
 	err := t.kv.Scan(lo, hi, func(k, v []byte) (bool, error) {
-		if !emitBelow(string(k), false) {
+		if !emitBelow(k) {
 			stopped = true
 			return false, nil
 		}
-		if own, ok := seen[string(k)]; ok {
+		if len(mine) > 0 && mine[0] == string(k) {
 			mine = mine[1:]
-			if own == nil {
+			if v = t.over.vals[string(k)]; v == nil {
 				return true, nil
 			}
-			v = own
 		}
 		if !fn(k, v) {
 			stopped = true
@@ -116,29 +106,18 @@ func (t *tx) scan(lo, hi []byte, fn func(k, v []byte) bool) {
 		return
 	}
 	if !stopped {
-		emitBelow("", true)
+		emitBelow(nil)
 	}
 }
 
 // commit writes the overlay to kv, in key order.
 func (t *tx) commit(kv KV) error {
-	keys := make([]string, 0, len(t.over))
-	for k := range t.over {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	for _, k := range keys {
-		var err error
-		if v := t.over[k]; v == nil {
-			err = kv.Delete([]byte(k))
-		} else {
-			err = kv.Set([]byte(k), v)
+	return t.over.each(func(k, v []byte) error {
+		if v == nil {
+			return kv.Delete(k)
 		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+		return kv.Set(k, v)
+	})
 }
 
 // mark reads a counter; an absent one is 0.

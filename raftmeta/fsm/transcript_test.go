@@ -1,0 +1,529 @@
+package fsm
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cockroachdb/datadriven"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// TestTranscripts runs the transcripts of testdata; -rewrite records new ones.
+// Every command is followed by a recount of the whole state.
+func TestTranscripts(t *testing.T) {
+	datadriven.Walk(t, "testdata", func(t *testing.T, path string) {
+		if !strings.HasSuffix(path, ".txt") { // the corpora of the fuzz targets
+			return
+		}
+		s := &script{harness: newHarness(t), saved: map[string]*memKV{}}
+		datadriven.RunTest(t, path, func(t *testing.T, d *datadriven.TestData) string {
+			s.harness.t = t
+			out := s.run(d)
+			if broken := checkState(s.kv); broken != "" {
+				out += "INVARIANTS BROKEN\n" + broken + "\n"
+			}
+			if out == "" {
+				return "ok\n"
+			}
+			return out
+		})
+	})
+}
+
+// script carries out the commands of a transcript.
+type script struct {
+	*harness
+	saved map[string]*memKV
+}
+
+// args are the words of a line: the first is the verb, the others are key=value or key.
+type args struct {
+	t    testing.TB
+	line string
+	verb string
+	kv   map[string]string
+}
+
+func parse(t testing.TB, line string) args {
+	words := strings.Fields(line)
+	a := args{t: t, line: line, verb: words[0], kv: map[string]string{}}
+	for _, w := range words[1:] {
+		k, v, _ := strings.Cut(w, "=")
+		a.kv[k] = v
+	}
+	return a
+}
+
+func (a args) has(k string) bool { _, ok := a.kv[k]; return ok }
+
+// str is a value; "x*300" is x 300 times.
+func (a args) str(k string) string {
+	v := a.kv[k]
+	if s, n, ok := strings.Cut(v, "*"); ok {
+		if times, err := strconv.Atoi(n); err == nil {
+			return strings.Repeat(s, times)
+		}
+	}
+	return v
+}
+
+func (a args) num(k string) uint64 {
+	v, ok := a.kv[k]
+	if !ok {
+		return 0
+	}
+	if v == "max" {
+		return ^uint64(0)
+	}
+	n, err := strconv.ParseUint(v, 0, 64)
+	if err != nil {
+		a.t.Fatalf("%s: %s: %v", a.line, k, err)
+	}
+	return n
+}
+
+// pair2 is two numbers joined by sep.
+func (a args) pair2(v, sep string) (uint64, uint64) {
+	x, y, _ := strings.Cut(v, sep)
+	n, err1 := strconv.ParseUint(x, 0, 64)
+	m, err2 := strconv.ParseUint(y, 0, 64)
+	if err1 != nil || err2 != nil {
+		a.t.Fatalf("%s: %q is not two numbers", a.line, v)
+	}
+	return n, m
+}
+
+func (a args) device(k string) cfs.DeviceID {
+	n, slot := a.pair2(a.kv[k], "/")
+	return cfs.MakeDeviceID(cfs.NodeID(n), uint16(slot))
+}
+
+func (a args) state() cfs.State {
+	for s := cfs.StateUp; s <= cfs.StateOut; s++ {
+		if s.String() == a.kv["state"] {
+			return s
+		}
+	}
+	return 0
+}
+
+func (a args) extent() cfs.Extent {
+	x := cfs.Extent{Off: a.num("off"), Len: a.num("len")}
+	switch {
+	case a.has("inline"):
+		x.Kind, x.Inline = cfs.ExtentInline, []byte(a.str("inline"))
+		if !a.has("len") {
+			x.Len = uint64(len(x.Inline))
+		}
+	case a.has("stripe"):
+		s, c := a.pair2(a.kv["stripe"], ".")
+		x.Kind, x.Stripe = cfs.ExtentStripe, cfs.StripeID{Session: cfs.SessionID(s), Counter: c}
+		x.PG, x.StripeOff, x.StripeLen = cfs.PGID(a.num("pg")), uint32(a.num("soff")), uint32(a.num("slen"))
+		if !a.has("slen") {
+			x.StripeLen = uint32(x.Len)
+		}
+	case a.has("unwritten"):
+		x.Kind = cfs.ExtentUnwritten
+	case a.has("kind"):
+		x.Kind = cfs.ExtentKind(a.num("kind"))
+	}
+	return x
+}
+
+var opNames = map[string]cfs.OpKind{
+	"create": cfs.OpCreate, "link": cfs.OpLink, "unlink": cfs.OpUnlink, "rmdir": cfs.OpRmdir, "rename": cfs.OpRename,
+	"setattr": cfs.OpSetAttr, "setxattr": cfs.OpSetXattr, "rmxattr": cfs.OpRemoveXattr, "write": cfs.OpWrite, "swap": cfs.OpSwap,
+	"release": cfs.OpRelease, "reap": cfs.OpReap, "open-session": cfs.OpOpenSession, "expire": cfs.OpExpireSession,
+	"node": cfs.OpSetNode, "device": cfs.OpSetDevice, "groups": cfs.OpSetGroups, "feed-done": cfs.OpFeedDone,
+}
+
+var setMasks = map[string]cfs.SetMask{
+	"mode": cfs.SetMode, "uid": cfs.SetUID, "gid": cfs.SetGID, "size": cfs.SetSize, "atime": cfs.SetAtime, "mtime": cfs.SetMtime,
+	"atime-now": cfs.SetAtimeNow, "mtime-now": cfs.SetMtimeNow, "ctime": cfs.SetCtime, "kill-priv": cfs.SetKillPriv,
+}
+
+func (a args) flags() (f uint32) {
+	for _, w := range strings.Split(a.kv["flags"], "|") {
+		switch w {
+		case "noreplace", "create":
+			f |= 1
+		case "exchange", "replace":
+			f |= 2
+		case "whiteout":
+			f |= 4
+		}
+	}
+	return f
+}
+
+func (a args) op() cfs.Op {
+	kind, ok := opNames[a.verb]
+	if !ok {
+		a.t.Fatalf("%s: no such operation", a.line)
+	}
+	op := cfs.Op{Kind: kind, Ino: cfs.Ino(a.num("ino")), Dir: cfs.Ino(a.num("dir")), NewDir: cfs.Ino(a.num("newdir")), Name: a.str("name"),
+		NewName: a.str("to"), Flags: a.flags(), Exclusive: a.has("excl"), Hold: a.has("hold"), KeepSize: a.has("keep-size"),
+		Sess: cfs.SessionID(a.num("sess")), MapVersion: a.num("version")}
+	op.Attr = cfs.Attr{Mode: uint32(a.num("mode")), UID: uint32(a.num("uid")), GID: uint32(a.num("gid")), Rdev: uint32(a.num("rdev")), Size: a.num("size"),
+		AtimeNS: int64(a.num("atime")), MtimeNS: int64(a.num("mtime")), CtimeNS: int64(a.num("ctime"))}
+	for k, bit := range setMasks {
+		if a.has(k) && (kind == cfs.OpSetAttr || bit == cfs.SetKillPriv) {
+			op.Mask |= bit
+		}
+	}
+	if a.has("target") || a.has("value") {
+		op.Value = []byte(a.str("target") + a.str("value"))
+	}
+	if op.NewDir == 0 {
+		op.NewDir = op.Dir
+	}
+	for _, e := range strings.Split(a.kv["epochs"], ",") {
+		if e != "" {
+			pg, epoch := a.pair2(e, ":")
+			op.Epochs = append(op.Epochs, cfs.PGEpoch{PG: cfs.PGID(pg), Epoch: cfs.Epoch(epoch)})
+		}
+	}
+	switch kind {
+	case cfs.OpSetNode:
+		op.Node = cfs.Node{ID: cfs.NodeID(a.num("id")), Addr: a.str("addr"), State: a.state(), Voter: a.has("voter")}
+	case cfs.OpSetDevice, cfs.OpFeedDone:
+		op.Device = cfs.Device{ID: a.device("id"), State: a.state(), Capacity: a.num("capacity"), FeedPos: a.num("pos")}
+		if copy(op.Device.UUID[:], a.kv["uuid"]); !a.has("uuid") {
+			copy(op.Device.UUID[:], a.kv["id"])
+		}
+		if !a.has("capacity") {
+			op.Device.Capacity = deviceBytes
+		}
+	}
+	return op
+}
+
+// group is a line "group id=1 geometry=4+2 slots=1/0,2/0 writable".
+func (a args) group() cfs.PG {
+	g := cfs.PG{ID: cfs.PGID(a.num("id")), Writable: a.has("writable")}
+	k, m := a.pair2(a.kv["geometry"], "+")
+	g.Geometry = cfs.Geometry{K: uint8(k), M: uint8(m)}
+	for _, s := range strings.Split(a.kv["slots"], ",") {
+		n, slot := a.pair2(s, "/")
+		g.Slots = append(g.Slots, cfs.Slot{Device: cfs.MakeDeviceID(cfs.NodeID(n), uint16(slot))})
+	}
+	return g
+}
+
+// ops parses operations, one a line; a line that starts with + is an extent of
+// the operation above, one with - an expected extent.
+func (s *script) ops(input string) (ops []cfs.Op) {
+	for _, line := range strings.Split(input, "\n") {
+		if strings.TrimSpace(line) == "" {
+			continue
+		}
+		a := parse(s.t, line)
+		switch a.verb {
+		case "+":
+			ops[len(ops)-1].Extents = append(ops[len(ops)-1].Extents, a.extent())
+		case "-":
+			ops[len(ops)-1].Expect = append(ops[len(ops)-1].Expect, a.extent())
+		case "group":
+			ops[len(ops)-1].Groups = append(ops[len(ops)-1].Groups, a.group())
+		default:
+			ops = append(ops, a.op())
+		}
+	}
+	return ops
+}
+
+func (s *script) run(d *datadriven.TestData) string {
+	words := make([]string, 0, len(d.CmdArgs))
+	for _, c := range d.CmdArgs {
+		words = append(words, c.String())
+	}
+	a := parse(s.t, d.Cmd+" "+strings.Join(words, " "))
+	switch d.Cmd {
+	case "cluster":
+		s.cluster(int(a.num("nodes")), int(a.num("devices")))
+		if !a.has("show") {
+			return ""
+		}
+		return showMap(s.read(&cfs.Query{Kind: cfs.QueryMap}).Map)
+	case "open":
+		return fmt.Sprintf("session %d\n", s.open(a.str("name")))
+	case "apply":
+		cmd := &cfs.Command{Session: cfs.SessionID(a.num("session")), Seq: a.num("seq"), LowWater: a.num("low"), Floor: a.num("floor"), Ops: s.ops(d.Input)}
+		return s.show(cmd)
+	case "lead":
+		return s.show(&cfs.Command{Ops: s.ops(d.Input)})
+	case "plan":
+		var b strings.Builder
+		for _, g := range s.plan() {
+			b.WriteString("record " + showGroup(&g) + "\n")
+		}
+		if b.Len() == 0 {
+			return "nothing to change\n"
+		}
+		return b.String()
+	case "query":
+		var b strings.Builder
+		for _, line := range strings.Split(d.Input, "\n") {
+			fmt.Fprintf(&b, "%s:%s", line, s.query(parse(s.t, line)))
+		}
+		return b.String()
+	case "state":
+		var b strings.Builder
+		for _, p := range a.kv["of"] {
+			s.kv.each(string(p), func(k, v []byte) { b.WriteString(describe(k, v) + "\n") })
+		}
+		if b.Len() == 0 {
+			return "none\n"
+		}
+		return b.String()
+	case "fill":
+		return s.fill(a)
+	case "save":
+		s.saved[a.kv["as"]] = s.kv.clone()
+		return ""
+	case "changed":
+		return s.changed(s.saved[a.kv["since"]])
+	}
+	s.t.Fatalf("no such command: %s", d.Cmd)
+	return ""
+}
+
+// fill writes many rows of one inline byte, two bytes apart, or of stripes of
+// one byte with the counters from stripe on.
+func (s *script) fill(a args) string {
+	sess := cfs.SessionID(a.num("session"))
+	var extents []cfs.Extent
+	for i := range a.num("rows") {
+		x := inline(2*i, "x")
+		if a.has("stripe") {
+			x = cfs.Extent{Off: 2 * i, Len: 1, Kind: cfs.ExtentStripe, Stripe: cfs.StripeID{Session: sess, Counter: a.num("stripe") + i}, PG: 1, StripeLen: 1}
+		}
+		extents = append(extents, x)
+	}
+	for part := range slices.Chunk(extents, cfs.MaxCommandExtents) {
+		s.do(sess, cfs.Op{Kind: cfs.OpWrite, Ino: cfs.Ino(a.num("ino")), Extents: part, Epochs: []cfs.PGEpoch{{PG: 1, Epoch: 1}}})
+	}
+	return ""
+}
+
+// changed tells the rows that differ from an earlier state.
+func (s *script) changed(old *memKV) string {
+	var b strings.Builder
+	old.each("", func(k, v []byte) {
+		if p, ok := s.kv.tree.Get(pair{key: k}); !ok || string(p.val) != string(v) {
+			b.WriteString("- " + describe(k, v) + "\n")
+		}
+	})
+	s.kv.each("", func(k, v []byte) {
+		if p, ok := old.tree.Get(pair{key: k}); !ok || string(p.val) != string(v) {
+			b.WriteString("+ " + describe(k, v) + "\n")
+		}
+	})
+	return b.String()
+}
+
+func (s *script) show(cmd *cfs.Command) string {
+	r, err := s.try(cmd)
+	if err != nil {
+		return fmt.Sprintf("HALT: %v\n", err)
+	}
+	var b strings.Builder
+	if r.Kind != cfs.KindOK {
+		fmt.Fprintf(&b, "index %d: op %d: %s\n", r.Index, r.Failed, r.Kind.Name())
+		return b.String()
+	}
+	fmt.Fprintf(&b, "index %d: ok\n", r.Index)
+	for i := range r.Results {
+		res := &r.Results[i]
+		if res.Session != 0 {
+			fmt.Fprintf(&b, "  session %d\n", res.Session)
+		}
+		line := ""
+		if res.Attr.Ino != 0 {
+			line += "  " + showAttr(&res.Attr)
+		}
+		if res.Dir.Ino != 0 {
+			line += fmt.Sprintf("  in %d nlink=%d", res.Dir.Ino, res.Dir.Nlink)
+		}
+		if res.NewDir.Ino != 0 {
+			line += fmt.Sprintf("  to %d nlink=%d", res.NewDir.Ino, res.NewDir.Nlink)
+		}
+		if line != "" {
+			b.WriteString(line + "\n")
+		}
+	}
+	return b.String()
+}
+
+func showAttr(a *cfs.Attr) string {
+	s := fmt.Sprintf("%d mode=%#o nlink=%d", a.Ino, a.Mode, a.Nlink)
+	if a.UID != 0 || a.GID != 0 {
+		s += fmt.Sprintf(" owner=%d:%d", a.UID, a.GID)
+	}
+	if a.Rdev != 0 {
+		s += fmt.Sprintf(" rdev=%d", a.Rdev)
+	}
+	s += fmt.Sprintf(" size=%d", a.Size)
+	if a.Blocks != 0 {
+		s += fmt.Sprintf(" blocks=%d", a.Blocks)
+	}
+	if a.Map > 1 {
+		s += fmt.Sprintf(" map=%d", a.Map)
+	}
+	return s + fmt.Sprintf(" gen=%d", a.Gen)
+}
+
+func showExtent(x *cfs.Extent) string {
+	s := fmt.Sprintf("[%d, %d)", x.Off, x.End())
+	switch x.Kind {
+	case cfs.ExtentInline:
+		if len(x.Inline) > 32 {
+			return s + fmt.Sprintf(" %.8q... inline", x.Inline)
+		}
+		return s + fmt.Sprintf(" %q", x.Inline)
+	case cfs.ExtentStripe:
+		return s + fmt.Sprintf(" stripe %v pg=%d +%d of %d", x.Stripe, x.PG, x.StripeOff, x.StripeLen)
+	case cfs.ExtentUnwritten:
+		return s + " unwritten"
+	}
+	return s + fmt.Sprintf(" kind %d", x.Kind)
+}
+
+func showGroup(g *cfs.PG) string {
+	slots := make([]string, len(g.Slots))
+	for i, s := range g.Slots {
+		slots[i] = s.Device.String()
+	}
+	s := fmt.Sprintf("group %d %v on %s epoch=%d", g.ID, g.Geometry, strings.Join(slots, " "), g.Epoch)
+	if g.Writable {
+		s += " writable"
+	}
+	return s
+}
+
+func showMap(m *cfs.Map) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "cluster %s version %d\n", m.ClusterID, m.Version)
+	for _, n := range m.Nodes {
+		fmt.Fprintf(&b, "node %d %s %v voter=%v\n", n.ID, n.Addr, n.State, n.Voter)
+	}
+	for _, d := range m.Devices {
+		fmt.Fprintf(&b, "device %v %v %d bytes feed=%d\n", d.ID, d.State, d.Capacity, d.FeedPos)
+	}
+	for i := range m.Groups {
+		b.WriteString(showGroup(&m.Groups[i]) + "\n")
+	}
+	return b.String()
+}
+
+var queryNames = map[string]cfs.QueryKind{
+	"lookup": cfs.QueryLookup, "getattr": cfs.QueryGetAttr, "readdir": cfs.QueryReadDir, "readlink": cfs.QueryReadlink, "getxattr": cfs.QueryGetXattr,
+	"listxattr": cfs.QueryListXattr, "extents": cfs.QueryExtents, "statfs": cfs.QueryStatfs, "map": cfs.QueryMap, "feed": cfs.QueryFeed, "unknown": 99,
+}
+
+func (s *script) query(a args) string {
+	switch a.verb {
+	case "usage":
+		u, err := ReadUsage(s.kv)
+		return fmt.Sprintf(" %+v %v\n", u, err)
+	case "sessions":
+		list, err := Sessions(s.kv)
+		return fmt.Sprintf(" %+v %v\n", list, err)
+	}
+	q := &cfs.Query{Kind: queryNames[a.verb], Ino: cfs.Ino(a.num("ino")), Dir: cfs.Ino(a.num("dir")), Name: a.str("name"), Off: a.num("off"), End: a.num("end"),
+		Limit: uint32(a.num("limit")), WithAttrs: a.has("attrs")}
+	ans := s.read(q)
+	if ans.Kind != cfs.KindOK {
+		return " " + ans.Kind.Name() + "\n"
+	}
+	var b strings.Builder
+	switch q.Kind {
+	case cfs.QueryMap:
+		return "\n" + showMap(ans.Map)
+	case cfs.QueryStatfs:
+		return fmt.Sprintf(" %+v\n", ans.Statfs)
+	case cfs.QueryReadlink, cfs.QueryGetXattr:
+		return fmt.Sprintf(" %q\n", ans.Value)
+	case cfs.QueryListXattr:
+		return fmt.Sprintf(" %q\n", ans.Names)
+	}
+	if ans.Attr.Ino != 0 && q.Kind != cfs.QueryExtents {
+		b.WriteString(" " + showAttr(&ans.Attr))
+	}
+	if a.has("times") {
+		fmt.Fprintf(&b, " atime=%d mtime=%d ctime=%d btime=%d", ans.Attr.AtimeNS, ans.Attr.MtimeNS, ans.Attr.CtimeNS, ans.Attr.BtimeNS)
+	}
+	if ans.Dir.Ino != 0 {
+		fmt.Fprintf(&b, " in %d", ans.Dir.Ino)
+	}
+	b.WriteString("\n")
+	for _, e := range ans.Entries {
+		fmt.Fprintf(&b, "  %s -> %d type %#o", e.Name, e.Ino, e.Mode)
+		if e.Attr != nil {
+			b.WriteString("  " + showAttr(e.Attr))
+		}
+		b.WriteString("\n")
+	}
+	for i := range ans.Extents {
+		b.WriteString("  " + showExtent(&ans.Extents[i]) + "\n")
+	}
+	for _, f := range ans.Freed {
+		fmt.Fprintf(&b, "  %d: stripe %v pg=%d\n", f.Pos, f.Stripe, f.PG)
+	}
+	if ans.More {
+		b.WriteString("  more\n")
+	}
+	return b.String()
+}
+
+// describe is a row of the state as people read it.
+func describe(k, v []byte) string {
+	s := string(k[:1])
+	switch k[0] {
+	case prefixMark:
+		if name := string(k[1:]); name != markCluster {
+			return fmt.Sprintf("A %s = %d", name, binary.LittleEndian.Uint64(v))
+		}
+		return fmt.Sprintf("A %s = %s", k[1:], v)
+	case prefixDirent:
+		d, _ := decodeDirent(v)
+		return fmt.Sprintf("D %d %s -> %d type %#o", num(k[1:]), k[9:], d.ino, d.mode)
+	case prefixExtent:
+		x, _ := decodeExtent(num(k[13:]), v)
+		return fmt.Sprintf("E %d map=%d %s", num(k[1:]), binary.BigEndian.Uint32(k[9:]), showExtent(&x))
+	case prefixFeed:
+		f, _ := decodeFreed(num(k[1:]), v)
+		return fmt.Sprintf("F %d stripe %v pg=%d", f.Pos, f.Stripe, f.PG)
+	case prefixGroup:
+		g, _ := decodePG(v)
+		return "G " + showGroup(g)
+	case prefixHold:
+		return fmt.Sprintf("H inode %d session %d", num(k[1:]), num(k[9:]))
+	case prefixHeldBy:
+		return fmt.Sprintf("h session %d inode %d", num(k[1:]), num(k[9:]))
+	case prefixInode:
+		n, _ := decodeInode(v)
+		return fmt.Sprintf("I %s parent=%d stored=%d", showAttr(&n.Attr), n.parent, n.stored)
+	case prefixLink, prefixXattr:
+		return fmt.Sprintf("%s %d %s %q", s, num(k[1:]), k[9:], v[1:])
+	case prefixQueue:
+		return fmt.Sprintf("Q %d map=%d", num(k[1:]), binary.BigEndian.Uint32(k[9:]))
+	case prefixReply:
+		r, _ := decodeReply(v)
+		return fmt.Sprintf("R session %d seq %d: index %d op %d %s, %d results", num(k[1:]), num(k[9:]), r.Index, r.Failed, r.Kind.Name(), len(r.Results))
+	case prefixStripe:
+		st, _ := decodeStripe(v)
+		return fmt.Sprintf("S pg=%d %d.%d refs=%d live=%d of %d", binary.BigEndian.Uint32(k[1:]), num(k[5:]), num(k[13:]), st.refs, st.live, st.len)
+	case prefixSession:
+		sess, _ := decodeSession(v)
+		return fmt.Sprintf("T %d %q floor=%d low=%d", num(k[1:]), sess.name, sess.floor, sess.lowWater)
+	case prefixZero:
+		return fmt.Sprintf("Z %d.%d pg=%d", num(k[1:]), num(k[9:]), binary.BigEndian.Uint32(k[17:]))
+	}
+	return fmt.Sprintf("%q = %x", k, v)
+}
