@@ -27,10 +27,11 @@ const (
 // Hello opens every connection, in both directions.
 type Hello struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"` // empty from a client that does not know it yet
-	NodeId        uint32                 `protobuf:"varint,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`         // 0 from a client
-	Features      uint64                 `protobuf:"varint,3,opt,name=features,proto3" json:"features,omitempty"`                   // bits that the sender understands
-	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`                            // what the sender calls itself in logs
+	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`          // empty from a client that does not know it yet
+	NodeId        uint32                 `protobuf:"varint,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`                  // 0 from a client
+	Features      uint64                 `protobuf:"varint,3,opt,name=features,proto3" json:"features,omitempty"`                            // bits that the sender understands
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`                                     // what the sender calls itself in logs
+	MaxInFlight   uint32                 `protobuf:"varint,5,opt,name=max_in_flight,json=maxInFlight,proto3" json:"max_in_flight,omitempty"` // from a server: requests that it takes at once on this connection
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -91,6 +92,13 @@ func (x *Hello) GetName() string {
 		return x.Name
 	}
 	return ""
+}
+
+func (x *Hello) GetMaxInFlight() uint32 {
+	if x != nil {
+		return x.MaxInFlight
+	}
+	return 0
 }
 
 // Error is the body of a reply frame whose error flag is set.
@@ -2600,13 +2608,14 @@ var File_wire_wirepb_wire_proto protoreflect.FileDescriptor
 
 const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\n" +
-	"\x16wire/wirepb/wire.proto\x12\rclaudefs.wire\"o\n" +
+	"\x16wire/wirepb/wire.proto\x12\rclaudefs.wire\"\x93\x01\n" +
 	"\x05Hello\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
 	"\anode_id\x18\x02 \x01(\rR\x06nodeId\x12\x1a\n" +
 	"\bfeatures\x18\x03 \x01(\x04R\bfeatures\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"W\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\"\n" +
+	"\rmax_in_flight\x18\x05 \x01(\rR\vmaxInFlight\"W\n" +
 	"\x05Error\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x0e\n" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x12\n" +

@@ -1,0 +1,106 @@
+package wire
+
+import (
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/wire/wirepb"
+)
+
+// QueryToPB is the query as a message.
+func QueryToPB(q *cfs.Query) *wirepb.Query {
+	return &wirepb.Query{
+		Kind: uint32(q.Kind), Ino: uint64(q.Ino), Dir: uint64(q.Dir), Name: nameToPB(q.Name),
+		Off: q.Off, End: q.End, Limit: q.Limit, WithAttrs: q.WithAttrs,
+	}
+}
+
+// QueryFromPB checks a message and is the query in it.
+func QueryFromPB(m *wirepb.Query) (*cfs.Query, error) {
+	r := refusal{op: "decode query"}
+	q := &cfs.Query{
+		Kind: cfs.QueryKind(r.narrow8("query kind", m.GetKind())), Ino: cfs.Ino(m.GetIno()), Dir: cfs.Ino(m.GetDir()),
+		Off: m.GetOff(), End: m.GetEnd(), Limit: m.GetLimit(), WithAttrs: m.GetWithAttrs(),
+	}
+	r.check(q.Kind >= cfs.QueryLookup && q.Kind <= cfs.QueryFeed, "query kind %d", q.Kind)
+	if q.Kind == cfs.QueryLookup || q.Kind == cfs.QueryReadDir && len(m.GetName()) > 0 {
+		q.Name = r.entry("name", m.GetName())
+	} else {
+		q.Name = r.label("name", m.GetName())
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	return q, nil
+}
+
+// AnswerToPB is the answer as a message.
+func AnswerToPB(a *cfs.Answer) *wirepb.Answer {
+	m := &wirepb.Answer{
+		Kind: uint32(a.Kind), Attr: AttrToPB(&a.Attr), Dir: AttrToPB(&a.Dir), Value: a.Value,
+		Names:   list(a.Names, func(s string) []byte { return []byte(s) }),
+		Entries: list(a.Entries, direntToPB),
+		Extents: list(a.Extents, extentToPB),
+		Statfs:  StatfsToPB(&a.Statfs),
+		Freed: list(a.Freed, func(f cfs.Freed) *wirepb.Freed {
+			return &wirepb.Freed{Pos: f.Pos, Pg: uint32(f.PG), StripeSession: uint64(f.Stripe.Session), StripeCounter: f.Stripe.Counter}
+		}),
+		More: a.More,
+	}
+	if a.Map != nil {
+		m.Map = MapToPB(a.Map)
+	}
+	return m
+}
+
+// AnswerFromPB checks a message and is the answer in it. It shares the
+// message's byte slices.
+func AnswerFromPB(m *wirepb.Answer) (*cfs.Answer, error) {
+	r := refusal{op: "decode answer"}
+	a := &cfs.Answer{
+		Kind: cfs.Kind(r.narrow8("kind", m.GetKind())), Attr: AttrFromPB(m.GetAttr()), Dir: AttrFromPB(m.GetDir()), Value: some(m.GetValue()),
+		Names:   list(m.GetNames(), func(b []byte) string { return r.label("attribute name", b) }),
+		Entries: list(m.GetEntries(), r.dirent),
+		Extents: list(m.GetExtents(), r.extent),
+		Statfs:  StatfsFromPB(m.GetStatfs()),
+		Freed: list(m.GetFreed(), func(f *wirepb.Freed) cfs.Freed {
+			return cfs.Freed{Pos: f.GetPos(), PG: cfs.PGID(f.GetPg()), Stripe: cfs.StripeID{Session: cfs.SessionID(f.GetStripeSession()), Counter: f.GetStripeCounter()}}
+		}),
+		More: m.GetMore(),
+	}
+	if m.GetMap() != nil {
+		a.Map = r.clusterMap(m.GetMap())
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	return a, nil
+}
+
+func direntToPB(d cfs.Dirent) *wirepb.Dirent {
+	m := &wirepb.Dirent{Name: nameToPB(d.Name), Ino: uint64(d.Ino), Mode: d.Mode}
+	if d.Attr != nil {
+		m.Attr = AttrToPB(d.Attr)
+	}
+	return m
+}
+
+func (r *refusal) dirent(m *wirepb.Dirent) cfs.Dirent {
+	d := cfs.Dirent{Name: r.entry("entry's name", m.GetName()), Ino: cfs.Ino(m.GetIno()), Mode: m.GetMode()}
+	if m.GetAttr() != nil {
+		a := AttrFromPB(m.GetAttr())
+		d.Attr = &a
+	}
+	return d
+}
+
+// StatfsToPB is nil for the zero Statfs.
+func StatfsToPB(s *cfs.Statfs) *wirepb.Statfs {
+	if *s == (cfs.Statfs{}) {
+		return nil
+	}
+	return &wirepb.Statfs{TotalBytes: s.TotalBytes, FreeBytes: s.FreeBytes, Inodes: s.Inodes}
+}
+
+// StatfsFromPB is the zero Statfs for nil.
+func StatfsFromPB(m *wirepb.Statfs) cfs.Statfs {
+	return cfs.Statfs{TotalBytes: m.GetTotalBytes(), FreeBytes: m.GetFreeBytes(), Inodes: m.GetInodes()}
+}
