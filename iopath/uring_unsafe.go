@@ -1,0 +1,238 @@
+package iopath
+
+import (
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The kernel's interface, from include/uapi/linux/io_uring.h. x/sys has only
+// the system calls' numbers.
+const (
+	setupCQSize     = 1 << 3
+	setupClamp      = 1 << 4
+	setupSubmitAll  = 1 << 7
+	setupNoSQArray  = 1 << 16
+	featSingleMmap  = 1 << 0
+	featNoDrop      = 1 << 1
+	enterGetEvents  = 1 << 0
+	registerBuffers = 0
+	registerFiles   = 2
+	filesUpdate     = 6
+	offSQRing       = 0
+	offSQEs         = 0x10000000
+
+	opFsync      = 3
+	opReadFixed  = 4
+	opWriteFixed = 5
+	opRead       = 22
+	opWrite      = 23
+
+	sqeFixedFile  = 1 << 0
+	fsyncDataSync = 1 << 0
+
+	sqeBytes = 64
+	cqeBytes = 16
+)
+
+type sqOffsets struct {
+	Head, Tail, RingMask, RingEntries, Flags, Dropped, Array, Resv1 uint32
+	UserAddr                                                        uint64
+}
+
+type cqOffsets struct {
+	Head, Tail, RingMask, RingEntries, Overflow, Cqes, Flags, Resv1 uint32
+	UserAddr                                                        uint64
+}
+
+type uringParams struct {
+	SQEntries, CQEntries, Flags, SQThreadCPU, SQThreadIdle, Features, WQFd uint32
+	Resv                                                                   [3]uint32
+	SQ                                                                     sqOffsets
+	CQ                                                                     cqOffsets
+}
+
+type sqe struct {
+	Op, Flags uint8
+	IOPrio    uint16
+	Fd        int32
+	Off, Addr uint64
+	Len       uint32
+	OpFlags   uint32
+	UserData  uint64
+	BufIndex  uint16
+	_         uint16
+	_         uint32
+	_         [2]uint64
+}
+
+type cqe struct {
+	UserData uint64
+	Res      int32
+	Flags    uint32
+}
+
+type filesUpdateArg struct {
+	Offset uint32
+	_      uint32
+	Fds    uint64
+}
+
+// queues are the two rings that are shared with the kernel. Not safe for
+// concurrent use: Ring's mutex guards them.
+type queues struct {
+	fd                      int
+	params                  uringParams
+	ringMem, sqeMem         []byte
+	sqHead, sqTail          *uint32
+	cqHead, cqTail          *uint32
+	sqMask, cqMask, entries uint32
+	localTail               uint32 // SQEs filled; the kernel sees them at enter
+	fileArg                 int32
+}
+
+// setupQueues makes an io_uring of so many entries and maps it.
+func setupQueues(entries, flags uint32) (*queues, error) {
+	q := &queues{params: uringParams{Flags: flags, CQEntries: 2 * entries}}
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&q.params)), 0)
+	if errno != 0 {
+		return nil, errno
+	}
+	q.fd = int(fd)
+	if q.params.Features&featSingleMmap == 0 || q.params.Features&featNoDrop == 0 {
+		unix.Close(q.fd)
+		return nil, unix.ENOSYS // Linux 5.4 and 5.5; nothing older is supported
+	}
+	sq, cq := &q.params.SQ, &q.params.CQ
+	sizeBytes := max(cq.Cqes+q.params.CQEntries*cqeBytes, sq.Array+q.params.SQEntries*4)
+	var err error
+	const prot, share = unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_POPULATE
+	if q.ringMem, err = unix.Mmap(q.fd, offSQRing, int(sizeBytes), prot, share); err == nil {
+		q.sqeMem, err = unix.Mmap(q.fd, offSQEs, int(q.params.SQEntries*sqeBytes), prot, share)
+	}
+	if err != nil {
+		q.unmap()
+		unix.Close(q.fd)
+		return nil, err
+	}
+	q.sqHead, q.sqTail = q.word(sq.Head), q.word(sq.Tail)
+	q.cqHead, q.cqTail = q.word(cq.Head), q.word(cq.Tail)
+	q.sqMask, q.cqMask = *q.word(sq.RingMask), *q.word(cq.RingMask)
+	q.entries = *q.word(sq.RingEntries)
+	if flags&setupNoSQArray == 0 {
+		for i := range q.entries { // entry i is always SQE i
+			*q.word(sq.Array + 4*i) = i
+		}
+	}
+	return q, nil
+}
+
+func (q *queues) word(off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&q.ringMem[off])) }
+
+// unmap frees the mappings; the descriptor is closed by its owner.
+func (q *queues) unmap() {
+	if q.ringMem != nil {
+		_ = unix.Munmap(q.ringMem)
+	}
+	if q.sqeMem != nil {
+		_ = unix.Munmap(q.sqeMem)
+	}
+	q.ringMem, q.sqeMem = nil, nil
+}
+
+// register is io_uring_register(2) for a slice of arguments.
+func register[T any](fd int, op uintptr, args []T) error {
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_REGISTER, uintptr(fd), op,
+		uintptr(unsafe.Pointer(unsafe.SliceData(args))), uintptr(len(args)), 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// registerMemory registers pieces of memory as fixed buffers 0, 1, ..
+func (q *queues) registerMemory(pieces [][]byte) error {
+	iov := make([]unix.Iovec, len(pieces))
+	for i, p := range pieces {
+		iov[i].Base = unsafe.SliceData(p)
+		iov[i].SetLen(len(p))
+	}
+	return register(q.fd, registerBuffers, iov)
+}
+
+// registerFileTable makes a table of n empty slots.
+func (q *queues) registerFileTable(n int) error {
+	fds := make([]int32, n)
+	for i := range fds {
+		fds[i] = -1
+	}
+	return register(q.fd, registerFiles, fds)
+}
+
+// setFile puts fd into a slot of the table; -1 empties it.
+func (q *queues) setFile(slot, fd int32) error {
+	q.fileArg = fd // on the heap with q: its address goes to the kernel inside the argument
+	return register(q.fd, filesUpdate, []filesUpdateArg{
+		{Offset: uint32(slot), Fds: uint64(uintptr(unsafe.Pointer(&q.fileArg)))},
+	})
+}
+
+// next is a cleared SQE. The caller has checked that there is room: operations
+// in flight never exceed the entries.
+func (q *queues) next() *sqe {
+	s := (*sqe)(unsafe.Pointer(&q.sqeMem[(q.localTail&q.sqMask)*sqeBytes]))
+	q.localTail++
+	*s = sqe{}
+	return s
+}
+
+// unsubmitted is the number of filled SQEs that the kernel has not taken.
+func (q *queues) unsubmitted() uint32 { return q.localTail - atomic.LoadUint32(q.sqHead) }
+
+// withdraw takes back the newest SQE that the kernel has not taken and returns its user data.
+func (q *queues) withdraw() uint64 {
+	q.localTail--
+	atomic.StoreUint32(q.sqTail, q.localTail)
+	return (*sqe)(unsafe.Pointer(&q.sqeMem[(q.localTail&q.sqMask)*sqeBytes])).UserData
+}
+
+// enter publishes the filled SQEs and gives them to the kernel without waiting.
+func (q *queues) enter() error {
+	atomic.StoreUint32(q.sqTail, q.localTail)
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(q.fd), uintptr(q.unsubmitted()), 0, 0, 0, 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// pop takes one completion.
+func (q *queues) pop() (cqe, bool) {
+	head := *q.cqHead // written by us alone
+	if head == atomic.LoadUint32(q.cqTail) {
+		return cqe{}, false
+	}
+	c := *(*cqe)(unsafe.Pointer(&q.ringMem[q.params.CQ.Cqes+(head&q.cqMask)*cqeBytes]))
+	atomic.StoreUint32(q.cqHead, head+1)
+	return c, true
+}
+
+// address is where p starts, for the kernel.
+func address(p []byte) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(p)))) }
+
+// chunkOf is the index of the arena's chunk that p lies in, -1 for none.
+func (a *Arena) chunkOf(p []byte) int {
+	if len(p) == 0 || len(a.mem) == 0 {
+		return -1
+	}
+	off := address(p) - address(a.mem) // wraps to something large when below
+	if off >= uint64(len(a.mem)) || off+uint64(len(p)) > uint64(len(a.mem)) {
+		return -1
+	}
+	chunkBytes := uint64(a.chunkPages * pageBytes)
+	if off/chunkBytes != (off+uint64(len(p))-1)/chunkBytes {
+		return -1
+	}
+	return int(off / chunkBytes)
+}
