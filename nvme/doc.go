@@ -1,0 +1,32 @@
+// Package nvme stores shards on devices.
+//
+// A [Device] is a flat range of 4 KiB blocks that is read, written and flushed
+// through an iopath.Engine; OpenDevice picks the backend by what the path is. A
+// [Superblock] says which cluster and device id it was formatted for.
+//
+// A [Log] is the store on a device: segments filled by appending records, each
+// under a header that carries its key and the checksum of each of its blocks.
+// Nothing is ever overwritten in place; deleting forgets, and a segment that
+// holds nothing live is used again under a new salt. docs/format/disk.md
+// describes every byte.
+//
+// # When a put is durable
+//
+// Put returns nil when its record's header and payload are on stable storage
+// and so is everything appended before it. Many goroutines call Put; each
+// writes its own record (small ones share a write), and one flush serves all
+// writes that ended before it began. The checksums are the client's: the log
+// carries them, and compares them only for records that a crash may have torn.
+//
+// # Reading order
+//
+// device.go, superblock.go, format.go (bytes), log.go (the public calls), put.go
+// (the life of a write), segments.go (where the next one goes), recover.go
+// (the start), index.go and crccache.go (memory).
+//
+// # Locks
+//
+// Log.mu guards everything in a Log; it is never held during I/O and no other
+// lock is taken under it. Arena memory is taken at OpenLog alone, so that puts
+// which hold buffers can never wait for buffers.
+package nvme

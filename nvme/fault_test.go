@@ -1,0 +1,142 @@
+package nvme
+
+import (
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+func diskError(dev Device, what string) error {
+	return cfs.E("device "+dev.Info().Path+": "+what, cfs.IO, syscall.EIO)
+}
+
+// TestWriteFailure lets one write fail: that put fails and names the device,
+// what was acknowledged stays, later records go to another segment.
+func TestWriteFailure(t *testing.T) {
+	r := newRig(t)
+	dev := &faulty{Device: r.device(8)}
+	l := r.log(dev, LogOptions{})
+	r.mustPut(l, testKey(1), 64<<10)
+	waitReady(l)
+	dev.set(func(int64) error { return diskError(dev, "write") }, nil)
+	err := r.put(l, testKey(2), 64<<10)
+	if cfs.KindOf(err) != cfs.IO || !strings.Contains(err.Error(), dev.Info().Path) {
+		t.Errorf("put: %v", err)
+	}
+	dev.set(nil, nil)
+	r.mustPut(l, testKey(3), 64<<10)
+	if l.segmentOf(testKey(3)) == l.segmentOf(testKey(1)) {
+		t.Error("the failed segment is written further")
+	}
+	r.mustPut(l, testKey(2), 64<<10) // a retry
+	for restart := range 2 {
+		for i := 1; i <= 3; i++ {
+			r.mustCheck(l, testKey(i), 64<<10)
+		}
+		if st := l.Stats(); st.Failed || st.Records != 3 || restart == 0 && st.WriteErrors != 1 {
+			t.Errorf("stats %+v", st)
+		}
+		l.Close()
+		l = r.log(dev, LogOptions{})
+	}
+}
+
+// TestWriteFailureFailsThoseBehind has several writes in flight when the first fails.
+func TestWriteFailureFailsThoseBehind(t *testing.T) {
+	r := newRig(t)
+	dev := &faulty{Device: r.device(8)}
+	l := r.log(dev, LogOptions{})
+	r.mustPut(l, testKey(0), 4096)
+	waitReady(l)
+	gate, entered := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	dev.set(func(int64) (err error) {
+		once.Do(func() {
+			close(entered)
+			<-gate
+			err = diskError(dev, "write")
+		})
+		return err
+	}, nil)
+	errs := make(chan error, 3)
+	go func() { errs <- r.put(l, testKey(1), 36<<10) }()
+	<-entered
+	for i := 2; i < 4; i++ {
+		go func() { errs <- r.put(l, testKey(i), 36<<10) }()
+	}
+	waitUntil(l, func() bool {
+		return len(l.flow) == 3 && l.flow[1].state == batchDone && l.flow[2].state == batchDone
+	})
+	close(gate)
+	for range 3 {
+		if err := <-errs; cfs.KindOf(err) != cfs.IO {
+			t.Errorf("put: %v", err)
+		}
+	}
+	if st := l.Stats(); st.Records != 1 || st.WriteErrors != 1 {
+		t.Errorf("stats %+v", st)
+	}
+	r.mustPut(l, testKey(1), 36<<10)
+}
+
+// TestFlushFailure lets a flush fail: what it covered is not acknowledged, and
+// no later flush vouches for it.
+func TestFlushFailure(t *testing.T) {
+	r := newRig(t)
+	dev := &faulty{Device: r.device(8)}
+	l := r.log(dev, LogOptions{})
+	r.mustPut(l, testKey(1), 8192)
+	waitReady(l)
+	dev.set(nil, func() error { return diskError(dev, "flush") })
+	if err := r.put(l, testKey(2), 8192); cfs.KindOf(err) != cfs.IO || !strings.Contains(err.Error(), dev.Info().Path) {
+		t.Errorf("put: %v", err)
+	}
+	dev.set(nil, nil)
+	if _, ok := l.Has(testKey(2)); ok {
+		t.Error("a record whose flush failed is there")
+	}
+	r.mustPut(l, testKey(3), 8192)
+	r.mustCheck(l, testKey(1), 8192)
+	r.mustCheck(l, testKey(3), 8192)
+}
+
+// TestDeviceGivenUp lets everything fail: after a few attempts the log says so
+// at once, and what it holds can still be read.
+func TestDeviceGivenUp(t *testing.T) {
+	r := newRig(t)
+	dev := &faulty{Device: r.device(32)}
+	l := r.log(dev, LogOptions{})
+	r.mustPut(l, testKey(1), 8192)
+	var attempts atomic.Int64
+	dev.set(func(int64) error { attempts.Add(1); return diskError(dev, "write") }, nil)
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			if err := r.put(l, testKey(10+i), 8192); cfs.KindOf(err) != cfs.IO {
+				t.Errorf("put: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	for !l.Stats().Failed {
+		if err := r.put(l, testKey(50), 8192); cfs.KindOf(err) != cfs.IO {
+			t.Fatalf("put: %v", err)
+		}
+	}
+	n := attempts.Load()
+	if err := r.put(l, testKey(51), 8192); cfs.KindOf(err) != cfs.IO || !strings.Contains(err.Error(), dev.Info().Path) {
+		t.Errorf("put on a device that was given up: %v", err)
+	}
+	if attempts.Load() != n {
+		t.Error("a device that was given up is written to")
+	}
+	r.mustCheck(l, testKey(1), 8192)
+	if rest := l.Stats().FreeSegments; rest < 20 {
+		t.Errorf("only %d segments are left", rest)
+	}
+	dev.set(nil, nil)
+}

@@ -1,0 +1,201 @@
+package nvme
+
+import (
+	"bytes"
+	"flag"
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+var (
+	crashSeed  = flag.Uint64("crash.seed", 0, "replay this seed of TestCrashes alone")
+	crashSeeds = flag.Int("crash.seeds", 200, "number of seeds of TestCrashes")
+)
+
+// model is what the log must hold.
+type model struct {
+	mu      sync.Mutex
+	acked   map[Key][]byte // must be there
+	unsure  map[Key][]byte // put without an answer: there with these bytes, or absent
+	deleted map[Key][]byte // absent, or forgotten to be deleted
+	next    uint64
+}
+
+const modelSegments = 12
+
+// TestCrashes drives concurrent puts, gets, deletes, segment reuse, power cuts and kills
+// against a model, from seeds. The bytes stored are often copies of the device's own
+// blocks, headers included.
+func TestCrashes(t *testing.T) {
+	r := newRig(t)
+	if *crashSeed != 0 {
+		runCrashes(t, r, *crashSeed)
+		return
+	}
+	for seed := uint64(1); seed <= uint64(*crashSeeds) && !t.Failed(); seed++ {
+		runCrashes(t, r, seed)
+	}
+}
+
+func runCrashes(t *testing.T, r *rig, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 1))
+	dev := newMemDevice(make([]byte, HeaderAreaBytes+modelSegments*MinSegmentBytes))
+	if err := Format(dev, Superblock{ClusterID: testCluster, SegmentBytes: MinSegmentBytes}, false); err != nil {
+		t.Fatal(err)
+	}
+	m := &model{acked: map[Key][]byte{}, unsure: map[Key][]byte{}, deleted: map[Key][]byte{}}
+	for life := range 6 {
+		l, err := OpenLog(dev, r.arena, LogOptions{CRCCacheBytes: rng.IntN(2) * 64 << 10})
+		if err != nil {
+			t.Fatalf("seed %d, life %d: %v", seed, life, err)
+		}
+		if !m.verify(r, l, func(format string, args ...any) {
+			t.Errorf("seed %d, life %d: "+format, append([]any{seed, life}, args...)...)
+		}) {
+			l.Close()
+			return
+		}
+		dev.mu.Lock()
+		dev.left = rng.IntN(120)
+		dev.mu.Unlock()
+		var wg sync.WaitGroup
+		for range 1 + rng.IntN(6) {
+			wrng := rand.New(rand.NewPCG(rng.Uint64(), 2))
+			wg.Go(func() { m.work(t, r, l, dev, wrng) })
+		}
+		wg.Wait()
+		l.Close()
+		if rng.IntN(4) == 0 {
+			dev = newMemDevice(dev.content())
+		} else {
+			dev = newMemDevice(dev.afterCut(rng))
+		}
+	}
+}
+
+// work does random operations until the power is cut.
+func (m *model) work(t *testing.T, r *rig, l *Log, dev *memDevice, rng *rand.Rand) {
+	for range 60 {
+		switch n := rng.IntN(10); {
+		case n < 6:
+			m.mu.Lock()
+			m.next++
+			k := Key{Stripe: cfs.StripeID{Session: cfs.SessionID(1 + rng.IntN(3)), Counter: m.next}, Shard: uint8(rng.IntN(6))}
+			p := modelPayload(k, dev, rng)
+			m.unsure[k] = p
+			m.mu.Unlock()
+			err := r.putBytes(l, k, p)
+			m.mu.Lock()
+			switch {
+			case err == nil:
+				m.acked[k] = p
+				delete(m.unsure, k)
+			case cfs.KindOf(err) == cfs.NoSpace:
+				delete(m.unsure, k)
+			case cfs.KindOf(err) != cfs.IO:
+				t.Errorf("put: %v", err)
+			}
+			m.mu.Unlock()
+			if cfs.KindOf(err) == cfs.NoSpace {
+				m.deleteSome(l, rng, 30)
+			} else if err != nil {
+				return
+			}
+		case n < 8:
+			m.deleteSome(l, rng, 4)
+		default:
+			m.mu.Lock()
+			var k Key
+			var want []byte
+			for k, want = range m.acked {
+				break
+			}
+			m.mu.Unlock()
+			if want == nil {
+				continue
+			}
+			data, crcs, err := r.getBytes(l, k, 0, len(want))
+			if cfs.KindOf(err) == cfs.NotFound {
+				continue // deleted meanwhile; verify finds out if not
+			}
+			if err != nil || !bytes.Equal(data, want) || !bytes.Equal(crcs, checksums(k, want)) {
+				t.Errorf("get %s: wrong bytes, or %v", k, err)
+			}
+		}
+	}
+}
+
+// modelPayload is random bytes, or a copy of what the device holds.
+func modelPayload(k Key, dev *memDevice, rng *rand.Rand) []byte {
+	blocks := 1 + rng.IntN(4)
+	if rng.IntN(4) == 0 {
+		blocks = 9 + rng.IntN(4) // above maxSmall
+	}
+	p := payload(k, blocks*cfs.BlockSize)
+	if rng.IntN(2) == 0 {
+		from := rng.IntN(len(dev.now)/cfs.BlockSize-blocks) * cfs.BlockSize
+		dev.mu.Lock()
+		copy(p, dev.now[from:])
+		dev.mu.Unlock()
+		if rng.IntN(2) == 0 { // two records never have equal bytes otherwise
+			copy(p, payload(k, 16))
+		}
+	}
+	return p
+}
+
+func (m *model) deleteSome(l *Log, rng *rand.Rand, n int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for k, p := range m.acked {
+		if n--; n < 0 {
+			return
+		}
+		if rng.IntN(3) > 0 {
+			delete(m.acked, k)
+			m.deleted[k] = p
+			l.Delete([]Key{k})
+		}
+	}
+}
+
+// verify compares the log with the model, which adopts what the log has decided.
+func (m *model) verify(r *rig, l *Log, fail func(string, ...any)) bool {
+	ok := true
+	listed := map[Key]bool{}
+	for _, rec := range l.List(nil, 1<<30) {
+		listed[rec.Key] = true
+		want, kind := m.acked[rec.Key], "acknowledged"
+		if want == nil {
+			want, kind = m.unsure[rec.Key], "unanswered"
+		}
+		if want == nil {
+			want, kind = m.deleted[rec.Key], "deleted"
+		}
+		if want == nil {
+			fail("%s was never put", rec.Key)
+			ok = false
+			continue
+		}
+		data, crcs, err := r.getBytes(l, rec.Key, 0, int(rec.Len))
+		if err != nil || !bytes.Equal(data, want) || !bytes.Equal(crcs, checksums(rec.Key, want)) {
+			fail("%s record %s: wrong bytes, or %v", kind, rec.Key, err)
+			ok = false
+		}
+		m.acked[rec.Key] = want
+		delete(m.unsure, rec.Key)
+		delete(m.deleted, rec.Key)
+	}
+	for k := range m.acked {
+		if !listed[k] {
+			fail("acknowledged record %s is lost", k)
+			ok = false
+		}
+	}
+	// An unanswered put that is absent now may be found no more.
+	clear(m.unsure)
+	return ok
+}

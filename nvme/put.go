@@ -1,0 +1,407 @@
+package nvme
+
+import (
+	"bytes"
+	"context"
+	"slices"
+
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/iopath"
+)
+
+const (
+	// maxSmall is the largest record that shares a write with others: copying it
+	// costs less than a write of its own.
+	maxSmall = 32 << 10
+	// maxStaged bounds the payloads of one shared write, in bytes.
+	maxStaged = 256 << 10
+	// maxSmallWriters bounds the shared writes under way. While all are busy, small
+	// records gather for the next.
+	maxSmallWriters = 2
+)
+
+// put is a record on its way in.
+type put struct {
+	rec  Record
+	crcs []byte
+	buf  *iopath.Buf   // retained until it is written
+	done chan struct{} // closed when err is valid
+	err  error
+}
+
+// batchState is how far a batch is.
+type batchState uint8
+
+const (
+	batchWriting  batchState = iota
+	batchWritten             // waits for a flush
+	batchFlushing            // the flush under way covers it
+	batchDone                // durable or failed; waits for those before it
+)
+
+// batch is one write: a header block and the payloads of its puts.
+type batch struct {
+	puts   []*put
+	seg    int
+	pos    position
+	blocks uint32
+	header batchHeader
+	state  batchState
+	err    error
+	op     [1]iopath.WriteOp
+}
+
+// Put stores a record: its payload is the first rec.Len of buf's bytes, crcs
+// the CRC32C of each block, little endian. It returns nil when the record is
+// durable. buf's headroom is overwritten, and neither may be changed until buf
+// has its references back; the log takes one of its own.
+//
+// A record that is there already with the same group, epoch and length is
+// accepted again; with others it is Exists. NoSpace: no segment is free. IO:
+// the device failed; the record may or may not be found after a restart. When
+// ctx ends first Put is Canceled or Timeout and the record may still become
+// durable; but a Put that is itself writing returns only when the device answers.
+func (l *Log) Put(ctx context.Context, rec Record, crcs []byte, buf *iopath.Buf) error {
+	if err := l.checkPut(&rec, crcs, buf); err != nil {
+		return err
+	}
+	select {
+	case l.puts <- struct{}{}:
+	case <-ctx.Done():
+		return cfs.E(l.opOn("put", rec.Key), contextKind(ctx.Err()), context.Cause(ctx))
+	}
+	p := &put{rec: rec, crcs: bytes.Clone(crcs), buf: buf, done: make(chan struct{})}
+	if here, err := l.admit(ctx, p); here || err != nil {
+		<-l.puts
+		return err
+	}
+	if rec.Len > maxSmall {
+		l.writeAlone(p)
+	} else {
+		l.writeShared(p)
+	}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return cfs.E(l.opOn("put", rec.Key), contextKind(ctx.Err()), context.Cause(ctx))
+	}
+	if p.err != nil {
+		return cfs.E(l.opOn("put", rec.Key), cfs.KindOf(p.err), p.err)
+	}
+	return nil
+}
+
+func (l *Log) checkPut(rec *Record, crcs []byte, buf *iopath.Buf) error {
+	n := rec.Len
+	switch {
+	case n == 0 || n > cfs.MaxShardSize || n%cfs.BlockSize != 0:
+		return cfs.Errorf(l.opOn("put", rec.Key), cfs.Invalid, "%d bytes, want whole blocks, at most %d", n, cfs.MaxShardSize)
+	case len(crcs) != int(n)/cfs.BlockSize*crcBytes:
+		return cfs.Errorf(l.opOn("put", rec.Key), cfs.Invalid, "%d bytes of checksums for %d of payload", len(crcs), n)
+	case len(buf.Bytes()) < int(n):
+		return cfs.Errorf(l.opOn("put", rec.Key), cfs.Invalid, "a buffer of %d bytes for %d", len(buf.Bytes()), n)
+	case segHeaderBlocks+1+n/cfs.BlockSize > l.segBlocks:
+		return cfs.Errorf(l.opOn("put", rec.Key), cfs.TooLarge, "%d bytes do not fit a segment", n)
+	}
+	return nil
+}
+
+// admit makes p the one put of its key. here says that the record is in the log
+// already; a put of the same key under way is waited for.
+func (l *Log) admit(ctx context.Context, p *put) (here bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for {
+		if l.closed {
+			return false, cfs.E(l.opOn("put", p.rec.Key), cfs.Closed, nil)
+		}
+		if e, ok := l.index.get(p.rec.Key); ok {
+			if old := l.index.record(&e); old != p.rec {
+				return false, cfs.Errorf(l.opOn("put", p.rec.Key), cfs.Exists, "it is there with group %d, epoch %d, %d bytes", old.PG, old.Epoch, old.Len)
+			}
+			return true, nil
+		}
+		other := l.pending[p.rec.Key]
+		if other == nil {
+			break
+		}
+		l.mu.Unlock()
+		select {
+		case <-other.done:
+		case <-ctx.Done():
+			err = cfs.E(l.opOn("put", p.rec.Key), contextKind(ctx.Err()), context.Cause(ctx))
+		}
+		if l.mu.Lock(); err != nil {
+			return false, err
+		}
+	}
+	l.pending[p.rec.Key] = p
+	l.active++
+	p.buf.Retain()
+	return false, nil
+}
+
+// writeAlone writes one record straight from its buffer, header and payload in one.
+func (l *Log) writeAlone(p *put) {
+	l.mu.Lock()
+	b := l.startLocked([]*put{p})
+	l.mu.Unlock()
+	if b == nil {
+		return
+	}
+	l.encode(b, p.buf.WithHeadroom())
+	l.write(b, nil)
+}
+
+// writeShared queues a small record. Its goroutine writes what is queued
+// unless enough others are writing: then one of those, when it has written,
+// sees to the next.
+func (l *Log) writeShared(p *put) {
+	l.mu.Lock()
+	l.small = append(l.small, p)
+	if l.smallWriters == maxSmallWriters {
+		l.mu.Unlock()
+		return
+	}
+	l.smallWriters++
+	l.writeSmallLocked()
+	l.mu.Unlock()
+}
+
+// writeSmallLocked writes one batch of queued small records, releasing mu meanwhile.
+// The caller holds one of the smallWriters, which it passes on or gives up.
+func (l *Log) writeSmallLocked() {
+	puts := l.nextSmallLocked()
+	if len(puts) == 0 {
+		l.smallWriters--
+		l.changed.Broadcast()
+		return
+	}
+	b := l.startLocked(puts)
+	if b == nil {
+		l.passSmallLocked()
+		return
+	}
+	mem := puts[0].buf
+	var staging *iopath.Buf
+	if len(puts) > 1 {
+		staging = l.staging[len(l.staging)-1]
+		l.staging = l.staging[:len(l.staging)-1]
+		mem = staging
+	}
+	l.mu.Unlock()
+	if staging != nil {
+		at := staging.Bytes()
+		for _, p := range puts {
+			at = at[copy(at, p.buf.Bytes()[:p.rec.Len]):]
+		}
+	}
+	l.encode(b, mem.WithHeadroom())
+	l.write(b, staging)
+	l.mu.Lock()
+}
+
+// passSmallLocked lets another goroutine write what is queued, or gives the writer up.
+func (l *Log) passSmallLocked() {
+	if len(l.small) == 0 {
+		l.smallWriters--
+		l.changed.Broadcast()
+		return
+	}
+	go func() {
+		l.mu.Lock()
+		l.writeSmallLocked()
+		l.mu.Unlock()
+	}()
+}
+
+// nextSmallLocked takes the queued records that fit one batch.
+func (l *Log) nextSmallLocked() []*put {
+	room, bytes, n := entryRoom, 0, 0
+	limit := min(maxStaged, int(l.segBlocks-segHeaderBlocks-1)*cfs.BlockSize)
+	for _, p := range l.small {
+		room -= entryBytes(p.rec.Len)
+		bytes += int(p.rec.Len)
+		if room < 0 || bytes > limit {
+			break
+		}
+		n++
+	}
+	puts := slices.Clone(l.small[:n])
+	l.small = slices.Delete(l.small, 0, n)
+	return puts
+}
+
+// startLocked gives a batch its place; nil when there is none, and its puts have failed then.
+func (l *Log) startLocked(puts []*put) *batch {
+	blocks := uint32(1)
+	for _, p := range puts {
+		blocks += p.rec.Len / cfs.BlockSize
+	}
+	seg, block, err := l.reserveLocked(blocks)
+	if err != nil {
+		for _, p := range puts {
+			p.buf.Release()
+			l.finishLocked(p, err)
+		}
+		return nil
+	}
+	s := &l.space.segs[seg]
+	b := &batch{puts: puts, seg: seg, pos: position{s.seq, block}, blocks: blocks}
+	l.flow = append(l.flow, b)
+	b.header = batchHeader{seq: s.seq, salt: s.salt, block: block, payloadBlocks: blocks - 1, durable: l.durableLocked()}
+	return b
+}
+
+// encode fills the header block at the start of mem, which has the payloads behind it.
+func (l *Log) encode(b *batch, mem []byte) {
+	off := l.segOffset(b.seg, b.pos.block)
+	enc := newBatchEncoder(mem)
+	for _, p := range b.puts {
+		enc.add(&p.rec, p.crcs)
+	}
+	enc.seal(&b.header, off)
+	b.op[0] = iopath.WriteOp{P: mem[:int(b.blocks)*cfs.BlockSize], Off: off}
+}
+
+// write writes an encoded batch and sees to its flush. staging is the memory of
+// a shared batch, nil when a put's own was used.
+func (l *Log) write(b *batch, staging *iopath.Buf) {
+	err := l.dev.Write(b.op[:])
+	b.op[0] = iopath.WriteOp{}
+	for _, p := range b.puts {
+		p.buf.Release()
+		p.buf = nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if staging != nil {
+		l.staging = append(l.staging, staging)
+	}
+	if b.puts[0].rec.Len <= maxSmall {
+		l.passSmallLocked() // before the flush: the next write need not wait for it
+	}
+	l.stats.Writes++
+	l.stats.WrittenBytes += uint64(b.blocks) * cfs.BlockSize
+	switch {
+	case err != nil:
+		b.state = batchDone
+		l.failBatchLocked(b, err)
+		l.settleLocked()
+	case b.err != nil || l.info.WriteThrough: // failed by one before it, or durable
+		b.state = batchDone
+		l.settleLocked()
+	default:
+		b.state = batchWritten
+		l.written++
+	}
+	l.flushLocked()
+}
+
+// flushLocked flushes once on behalf of all batches that are written, unless
+// another goroutine is flushing: that one will see to these. mu is released meanwhile.
+func (l *Log) flushLocked() {
+	if l.flushing || l.written == 0 {
+		return
+	}
+	l.flushing = true
+	l.flushRoundLocked()
+	if l.written > 0 {
+		go l.flushLoop() // this goroutine's own record is settled: let it go
+		return
+	}
+	l.endFlushLocked()
+}
+
+func (l *Log) flushLoop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.written > 0 {
+		l.flushRoundLocked()
+	}
+	l.endFlushLocked()
+}
+
+func (l *Log) endFlushLocked() {
+	l.flushing = false
+	l.changed.Broadcast()
+}
+
+func (l *Log) flushRoundLocked() {
+	for _, b := range l.flow {
+		if b.state == batchWritten {
+			b.state = batchFlushing
+		}
+	}
+	l.written = 0
+	l.mu.Unlock()
+	err := l.dev.Flush()
+	l.mu.Lock()
+	l.stats.Flushes++
+	for _, b := range l.flow {
+		if b.state != batchFlushing {
+			continue
+		}
+		b.state = batchDone
+		if err != nil && b.err == nil {
+			// What the flush did not reach is unknown, and a later flush would not say.
+			l.failBatchLocked(b, err)
+		}
+	}
+	l.settleLocked()
+}
+
+// failBatchLocked fails a batch and those behind it in its segment, which is sealed.
+func (l *Log) failBatchLocked(b *batch, err error) {
+	if b.err != nil {
+		return
+	}
+	l.failedLocked(err)
+	for _, o := range l.flow {
+		if o.seg == b.seg && !o.pos.before(b.pos) && o.err == nil {
+			o.err = err
+		}
+	}
+	l.sealLocked(b.seg)
+}
+
+// settleLocked ends the batches at the front of the flow that are durable or have failed.
+func (l *Log) settleLocked() {
+	n := 0
+	for _, b := range l.flow {
+		if b.state != batchDone {
+			break
+		}
+		n++
+		l.space.segs[b.seg].writers--
+		payload := b.pos.block + 1
+		for _, p := range b.puts {
+			if b.err == nil {
+				l.failures = 0
+				l.insertLocked(p, b, payload)
+			}
+			payload += p.rec.Len / cfs.BlockSize
+			l.finishLocked(p, b.err)
+		}
+		l.freeIfDeadLocked(b.seg)
+	}
+	l.flow = slices.Delete(l.flow, 0, n)
+}
+
+// insertLocked makes a durable record visible.
+func (l *Log) insertLocked(p *put, b *batch, payload uint32) {
+	l.index.put(&p.rec, b.seg, b.pos.block, payload)
+	l.crcs.put(place(uint32(b.seg), payload), p.crcs)
+	l.space.segs[b.seg].live++
+	l.stats.LiveBytes += int64(p.rec.Len)
+	l.stats.Puts++
+}
+
+// finishLocked ends a put.
+func (l *Log) finishLocked(p *put, err error) {
+	delete(l.pending, p.rec.Key)
+	p.err = err
+	close(p.done)
+	<-l.puts
+	l.leaveLocked()
+}

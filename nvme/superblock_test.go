@@ -1,0 +1,129 @@
+package nvme
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+func TestFormat(t *testing.T) {
+	r := newRig(t)
+	dev := r.open(r.file(suiteBytes))
+	if _, err := ReadSuperblock(dev); cfs.KindOf(err) != cfs.NotFound {
+		t.Errorf("blank device: %v", err)
+	}
+	if _, err := OpenLog(dev, r.arena, LogOptions{}); cfs.KindOf(err) != cfs.NotFound {
+		t.Errorf("log on a blank device: %v", err)
+	}
+	sb := Superblock{ClusterID: "alpha", Device: cfs.MakeDeviceID(3, 1), SegmentBytes: testSegment}
+	if err := Format(dev, sb, false); err != nil {
+		t.Fatal(err)
+	}
+	got, err := ReadSuperblock(dev)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.UUID == (cfs.UUID{}) {
+		t.Error("no UUID")
+	}
+	want := sb
+	want.UUID, want.SizeBytes, want.Generation = got.UUID, suiteBytes, 1
+	if got != want {
+		t.Errorf("read %+v, want %+v", got, want)
+	}
+	if err := Format(dev, sb, false); cfs.KindOf(err) != cfs.Exists || !strings.Contains(err.Error(), "alpha") {
+		t.Errorf("format again: %v", err)
+	}
+	other := sb
+	other.ClusterID = "beta"
+	if err := Format(dev, other, false); cfs.KindOf(err) != cfs.WrongCluster || !strings.Contains(err.Error(), "alpha") {
+		t.Errorf("format for another cluster: %v", err)
+	}
+	if again, err := ReadSuperblock(dev); err != nil || again != got {
+		t.Errorf("a refused format changed the superblock: %+v, %v", again, err)
+	}
+	same := other
+	same.UUID = got.UUID
+	if err := Format(dev, same, true); cfs.KindOf(err) != cfs.Invalid {
+		t.Errorf("format with the same UUID: %v", err)
+	}
+	if err := Format(dev, other, true); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ReadSuperblock(dev); err != nil || got.ClusterID != "beta" || got.Generation != 2 {
+		t.Errorf("after force: %+v, %v", got, err)
+	}
+}
+
+func TestFormatBounds(t *testing.T) {
+	r := newRig(t)
+	small := r.open(r.file(HeaderAreaBytes + 2*testSegment - 4096))
+	big := r.open(r.file(suiteBytes))
+	for what, c := range map[string]struct {
+		dev Device
+		sb  Superblock
+	}{
+		"too small":         {small, Superblock{ClusterID: "a", SegmentBytes: testSegment}},
+		"default segments":  {big, Superblock{ClusterID: "a"}}, // two of 64 MiB do not fit
+		"no cluster id":     {big, Superblock{SegmentBytes: testSegment}},
+		"long cluster id":   {big, Superblock{ClusterID: strings.Repeat("a", 64), SegmentBytes: testSegment}},
+		"tiny segments":     {big, Superblock{ClusterID: "a", SegmentBytes: 4096}},
+		"unaligned segment": {big, Superblock{ClusterID: "a", SegmentBytes: testSegment + 1}},
+		"huge segments":     {big, Superblock{ClusterID: "a", SegmentBytes: MaxSegmentBytes + 4096}},
+	} {
+		if err := Format(c.dev, c.sb, true); cfs.KindOf(err) != cfs.Invalid || !strings.Contains(err.Error(), c.dev.Info().Path) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// TestSuperblockDamage checks that one copy is enough, and that without one the
+// error names the place.
+func TestSuperblockDamage(t *testing.T) {
+	r := newRig(t)
+	dev := r.device(4)
+	path := dev.Info().Path
+	dev.Close()
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	damage := func(offs ...int64) Device {
+		data := append([]byte(nil), whole...)
+		for _, off := range offs {
+			data[off+60] ^= 4
+		}
+		return r.open(r.write(data))
+	}
+	for _, off := range superOffsets() {
+		if sb, err := ReadSuperblock(damage(off)); err != nil || sb.ClusterID != testCluster {
+			t.Errorf("copy at %d damaged: %+v, %v", off, sb, err)
+		}
+	}
+	dev = damage(superOffsets()[0], superOffsets()[1])
+	_, err = ReadSuperblock(dev)
+	if cfs.KindOf(err) != cfs.Corrupt || !strings.Contains(err.Error(), dev.Info().Path) || !strings.Contains(err.Error(), "1044480") {
+		t.Errorf("both damaged: %v", err)
+	}
+	sb := Superblock{ClusterID: testCluster, SegmentBytes: testSegment}
+	if err := Format(dev, sb, false); cfs.KindOf(err) != cfs.Corrupt {
+		t.Errorf("format over a damaged superblock: %v", err)
+	}
+	if err := Format(dev, sb, true); err != nil {
+		t.Errorf("forced: %v", err)
+	}
+}
+
+func TestShrunkDevice(t *testing.T) {
+	r := newRig(t)
+	dev := r.device(4)
+	path := r.copyFile(dev.Info().Path)
+	if err := os.Truncate(path, HeaderAreaBytes+3*testSegment); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := OpenLog(r.open(path), r.arena, LogOptions{}); cfs.KindOf(err) != cfs.Corrupt || !strings.Contains(err.Error(), path) {
+		t.Errorf("shrunk device: %v", err)
+	}
+}
