@@ -1,0 +1,120 @@
+package raftmeta
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/wire"
+)
+
+// Raft's times. A tick is Config.TickInterval.
+const (
+	defaultTick    = 50 * time.Millisecond
+	electionTicks  = 10
+	heartbeatTicks = 2
+)
+
+// Bounds of the queues and of the log.
+const (
+	// defaultMaxProposals bounds the commands that wait for their commit; beyond is cfs.Overloaded.
+	defaultMaxProposals = 4096
+	// maxReads bounds the queries that wait for their turn; beyond is cfs.Overloaded.
+	maxReads = 16384
+	// maxMessages bounds the messages that wait for the loop, and those that wait for one peer; more are dropped, as Raft allows.
+	maxMessages = 4096
+	// maxControl bounds the internal requests to the loop.
+	maxControl = 64
+	// maxEntryBytes bounds a command, so that an entry fits into a frame with its envelope.
+	maxEntryBytes = wire.MaxBody - 64<<10
+	// maxMsgBytes is where Raft ends a message and a sender ends a frame.
+	maxMsgBytes = 1 << 20
+	// maxCommittedBytes bounds one batch of the state store.
+	maxCommittedBytes = 8 << 20
+	// maxUncommittedBytes bounds what a leader takes on before a majority has it.
+	maxUncommittedBytes = 64 << 20
+	// maxInflightMsgs bounds the unacknowledged messages to one voter.
+	maxInflightMsgs = 256
+
+	defaultCompactEntries = 64 << 10
+	defaultCompactBytes   = 64 << 20
+	// keepShare is the share of the compaction bounds (1/keepShare) that stays for slow followers.
+	keepShare = 4
+)
+
+// Times of the leader's duties.
+const (
+	defaultSessionTimeout = 10 * time.Second
+	defaultNodeTimeout    = 1500 * time.Millisecond
+	dutyInterval          = 100 * time.Millisecond
+	transferTimeout       = 500 * time.Millisecond
+)
+
+// Clock is the wall clock that commands are stamped with. Timers do not use it:
+// they run on the monotonic clock.
+type Clock interface{ Now() time.Time }
+
+type systemClock struct{}
+
+func (systemClock) Now() time.Time { return time.Now() }
+
+// Config says what a Node is part of. Fields after Clock have defaults.
+type Config struct {
+	ClusterID string
+	NodeID    cfs.NodeID // 1..len(Seeds)
+	Dir       string     // holds the log and the state; made if absent
+	// Seeds are the voters' HOST:PORT, the same list on every node; voter i is Seeds[i-1].
+	Seeds []string
+	// Pool carries messages to the other voters. It should carry nothing else: a
+	// heartbeat behind a megabyte of file data is late.
+	Pool    *wire.Pool
+	Logger  *slog.Logger
+	Metrics *Metrics // nil: not measured
+	Clock   Clock    // nil: the system's
+
+	TickInterval   time.Duration // 0: 50 ms; an election takes 10 to 20
+	SessionTimeout time.Duration // 0: 10 s without a heartbeat ends a session
+	NodeTimeout    time.Duration // 0: 1.5 s without a heartbeat and a node is down
+	MaxProposals   int           // 0: 4096 commands in flight
+	SegmentBytes   int64         // 0: 64 MiB segments of the log
+	CompactEntries uint64        // 0: the log is truncated after 64 Ki entries,
+	CompactBytes   int64         // 0: or after 64 MiB of them
+	CacheBytes     int64         // 0: kv.DefaultCacheBytes
+}
+
+func (c *Config) complete() error {
+	const op = "open metadata service"
+	switch {
+	case c.ClusterID == "" || len(c.ClusterID) > 63:
+		return cfs.Errorf(op, cfs.Usage, "cluster id of %d characters, want 1 to 63", len(c.ClusterID))
+	case c.NodeID == 0 || int(c.NodeID) > len(c.Seeds):
+		return cfs.Errorf(op, cfs.Usage, "node %d is none of the %d seed nodes", c.NodeID, len(c.Seeds))
+	case c.Dir == "":
+		return cfs.Errorf(op, cfs.Usage, "no directory")
+	case c.Pool == nil && len(c.Seeds) > 1:
+		return cfs.Errorf(op, cfs.Usage, "no connection pool")
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Metrics == nil {
+		c.Metrics = NewMetrics(nil)
+	}
+	if c.Clock == nil {
+		c.Clock = systemClock{}
+	}
+	setDefault(&c.TickInterval, defaultTick)
+	setDefault(&c.SessionTimeout, defaultSessionTimeout)
+	setDefault(&c.NodeTimeout, defaultNodeTimeout)
+	setDefault(&c.MaxProposals, defaultMaxProposals)
+	setDefault(&c.CompactEntries, defaultCompactEntries)
+	setDefault(&c.CompactBytes, defaultCompactBytes)
+	return nil
+}
+
+func setDefault[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}

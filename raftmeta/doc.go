@@ -1,0 +1,42 @@
+// Package raftmeta is the metadata service of one server: the shell around
+// go.etcd.io/raft/v3 that turns package fsm, which is pure, into a replicated,
+// durable and linearizable namespace. Every voter runs one Node.
+//
+// # Shape
+//
+// One goroutine, the loop (loop.go), owns the Raft state, the log and all
+// writing to the state store. It takes whatever has gathered in its inputs
+// (messages, proposals, reads, ticks), hands it to Raft at once, and then deals
+// with what Raft makes ready (ready.go): one write and one fdatasync for all
+// new entries, messages to the other voters before that sync on the leader and
+// after it on a follower, and one batch of the state store for all entries that
+// are committed. So commits batch by themselves under load and wait for nobody
+// without. The state store has no log of its own: the Raft log is replayed over
+// the applied index that the store holds, and is truncated (compact.go) only
+// below an applied index that has been flushed.
+//
+//	entry.go     an entry's bytes
+//	propose.go   commands: admission, waiting, answering
+//	read.go      queries: batched ReadIndex, then a view of the store
+//	peer.go      messages to the other voters
+//	snapshot.go  the whole state to a voter that the log no longer helps
+//	current.go   which state directory is the valid one, across crashes
+//	duties.go    what only the leader does: sessions, nodes, groups, reaping
+//	serve.go     requests from the wire
+//	open.go      start: recovery and its checks
+//
+// # Who waits for whom
+//
+// The loop never waits for a goroutine, except for a state store that is being
+// replaced by a snapshot (queries that run finish first). Handlers wait for the
+// loop through channels with room for one answer, so the loop never blocks on
+// a handler. Duties propose as any client does and may be behind; they never
+// hold their lock while they propose. Lock order: duties.mu, then nothing.
+//
+// # Failure
+//
+// A log that cannot be written, an entry that cannot be understood or a state
+// store that contradicts itself ends the Node: it answers nothing any more, Err
+// says why, and Done is closed. It never acknowledges what is not durable on a
+// majority.
+package raftmeta

@@ -1,0 +1,66 @@
+package raftmeta
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics are the claudefs_raft_* series. One Metrics serves one Node.
+type Metrics struct {
+	proposals     *prometheus.CounterVec // by outcome: ok, refused, failed, overloaded
+	reads         prometheus.Counter
+	readRounds    prometheus.Counter
+	commitSeconds prometheus.Histogram
+	stageSeconds  *prometheus.HistogramVec // queue, replicate, sync, apply
+	syncs         prometheus.Counter
+	dropped       prometheus.Counter // messages, to or from peers, for lack of room
+	snapshots     *prometheus.CounterVec
+	compactions   prometheus.Counter
+	term          prometheus.Gauge
+	isLeader      prometheus.Gauge
+	applied       prometheus.Gauge
+	queue, repl   prometheus.Observer
+	sync, apply   prometheus.Observer
+}
+
+// NewMetrics makes the series and registers them; a nil reg keeps them unregistered.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	buckets := prometheus.ExponentialBuckets(20e-6, 2, 18) // 20 us to 2.6 s
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "claudefs_raft_" + name, Help: help})
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Name: "claudefs_raft_" + name, Help: help})
+	}
+	m := &Metrics{
+		proposals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "claudefs_raft_proposals_total", Help: "Commands proposed on this node, by outcome."}, []string{"outcome"}),
+		reads:      counter("reads_total", "Queries served."),
+		readRounds: counter("read_rounds_total", "ReadIndex rounds; each serves all queries that waited."),
+		commitSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "claudefs_raft_commit_seconds", Help: "From a command's arrival to its answer.", Buckets: buckets}),
+		stageSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "claudefs_raft_stage_seconds", Help: "Stages of a commit: queue, replicate (to a majority), sync (this node's fdatasync), apply.", Buckets: buckets}, []string{"stage"}),
+		syncs:   counter("log_syncs_total", "Calls of fdatasync on the Raft log."),
+		dropped: counter("messages_dropped_total", "Messages dropped because a queue was full."),
+		snapshots: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "claudefs_raft_snapshots_total", Help: "Snapshots by outcome: sent, send_failed, installed, discarded."}, []string{"outcome"}),
+		compactions: counter("log_compactions_total", "Truncations of the Raft log."),
+		term:        gauge("term", "Raft's term."),
+		isLeader:    gauge("is_leader", "1 on the leader."),
+		applied:     gauge("applied_index", "Index of the last entry in the state."),
+	}
+	m.queue, m.repl = m.stageSeconds.WithLabelValues("queue"), m.stageSeconds.WithLabelValues("replicate")
+	m.sync, m.apply = m.stageSeconds.WithLabelValues("sync"), m.stageSeconds.WithLabelValues("apply")
+	if reg != nil {
+		reg.MustRegister(m.proposals, m.reads, m.readRounds, m.commitSeconds, m.stageSeconds, m.syncs, m.dropped,
+			m.snapshots, m.compactions, m.term, m.isLeader, m.applied)
+	}
+	return m
+}
+
+func (m *Metrics) onSync(d time.Duration) {
+	m.syncs.Inc()
+	m.sync.Observe(d.Seconds())
+}

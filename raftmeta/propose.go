@@ -1,0 +1,164 @@
+package raftmeta
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	pb "go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/raftmeta/fsm"
+	"github.com/claudefs/claudefs/wire"
+)
+
+// proposal is a command on its way, and its waiter.
+type proposal struct {
+	token    uint64
+	cmd      *cfs.Command
+	data     []byte
+	arrived  time.Time
+	proposed time.Time
+	done     chan outcome // room for one
+}
+
+type outcome struct {
+	reply *cfs.Reply
+	err   error
+}
+
+func (p *proposal) answer(n *Node, r *cfs.Reply) {
+	result := "ok"
+	if r.Kind != cfs.KindOK {
+		result = "refused"
+	}
+	n.metrics.proposals.WithLabelValues(result).Inc()
+	n.metrics.commitSeconds.Observe(time.Since(p.arrived).Seconds())
+	n.waiting.Add(-1)
+	p.done <- outcome{reply: r}
+}
+
+func (p *proposal) fail(n *Node, err error) {
+	n.metrics.proposals.WithLabelValues("failed").Inc()
+	n.waiting.Add(-1)
+	p.done <- outcome{err: err}
+}
+
+// checkCommand refuses what may not come from the wire: the leader's own
+// operations, but for opening a session and for a storage node's report of how
+// far its device has followed the delete feed.
+func checkCommand(c *cfs.Command, from *wire.Peer) error {
+	if len(c.Ops) == 0 || len(c.Ops) > fsm.MaxOps {
+		return cfs.Errorf("command", cfs.BadRequest, "%d operations, want 1 to %d", len(c.Ops), fsm.MaxOps)
+	}
+	if c.Session == 0 {
+		op := &c.Ops[0]
+		open := op.Kind == cfs.OpOpenSession
+		feed := op.Kind == cfs.OpFeedDone && from != nil && from.NodeID != 0 && from.NodeID == op.Device.ID.Node()
+		if len(c.Ops) != 1 || !open && !feed {
+			return cfs.Errorf("command", cfs.BadRequest, "operation %d needs a session", op.Kind)
+		}
+		return nil
+	}
+	for i := range c.Ops {
+		if c.Ops[i].Kind >= cfs.OpReap {
+			return cfs.Errorf("command", cfs.BadRequest, "operation %d is the leader's own", c.Ops[i].Kind)
+		}
+	}
+	return nil
+}
+
+// command proposes c, whose encoding is body, and waits for its reply.
+func (n *Node) command(ctx context.Context, c *cfs.Command, body []byte) (*cfs.Reply, error) {
+	arrived := time.Now()
+	if len(body) > maxEntryBytes {
+		return nil, cfs.Errorf("command", cfs.TooBig, "%d bytes, at most %d", len(body), maxEntryBytes)
+	}
+	if !n.lead.Load().mine {
+		return nil, n.notLeader("command")
+	}
+	if n.waiting.Add(1) > int64(n.cfg.MaxProposals) {
+		n.waiting.Add(-1)
+		n.metrics.proposals.WithLabelValues("overloaded").Inc()
+		return nil, cfs.Errorf("command", cfs.Overloaded, "%d commands are waiting", n.cfg.MaxProposals)
+	}
+	p := &proposal{token: n.tokens.Add(1), cmd: c, arrived: arrived, done: make(chan outcome, 1)}
+	p.data = encodeEntry(entry{node: n.cfg.NodeID, token: p.token, stampNS: n.cfg.Clock.Now().UnixNano(), body: body})
+	select {
+	case n.loop.proposals <- p:
+	case <-n.done:
+		n.waiting.Add(-1)
+		return nil, n.unavailable("command")
+	}
+	select {
+	case o := <-p.done:
+		return o.reply, o.err
+	case <-ctx.Done():
+		return nil, cfs.E("command", contextKind(ctx), ctx.Err())
+	case <-n.done:
+		select { // it may have been answered before the end
+		case o := <-p.done:
+			return o.reply, o.err
+		default:
+			return nil, n.unavailable("command")
+		}
+	}
+}
+
+// own proposes operations of the leader itself.
+func (n *Node) own(ctx context.Context, ops ...cfs.Op) (*cfs.Reply, error) {
+	c := &cfs.Command{Ops: ops}
+	body, err := proto.Marshal(wire.CommandToPB(c))
+	if err != nil {
+		return nil, cfs.E("command", cfs.BadRequest, err)
+	}
+	return n.command(ctx, c, body)
+}
+
+func contextKind(ctx context.Context) cfs.Kind {
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return cfs.Timeout
+	}
+	return cfs.Canceled
+}
+
+// propose gives Raft what was gathered, as few messages of bounded size.
+func (l *loop) propose() {
+	for len(l.gathered) > 0 {
+		batch, bytes := 0, 0
+		for batch < len(l.gathered) && (batch == 0 || bytes+len(l.gathered[batch].data) <= maxMsgBytes) {
+			bytes += len(l.gathered[batch].data)
+			batch++
+		}
+		l.proposeBatch(l.gathered[:batch])
+		l.gathered = l.gathered[batch:]
+	}
+	l.gathered = nil
+}
+
+func (l *loop) proposeBatch(ps []*proposal) {
+	now := time.Now()
+	m := &pb.Message{Type: pb.MsgProp.Enum(), From: new(uint64(l.n.cfg.NodeID)), Entries: make([]*pb.Entry, len(ps))}
+	for i, p := range ps {
+		m.Entries[i] = &pb.Entry{Data: p.data}
+		p.proposed = now
+		l.n.metrics.queue.Observe(now.Sub(p.arrived).Seconds())
+	}
+	err := raft.ErrProposalDropped
+	if l.mine {
+		err = l.raft.Step(m)
+	}
+	for _, p := range ps {
+		switch {
+		case err == nil:
+			l.pending[p.token] = p
+			p.data = nil
+		case l.mine:
+			p.fail(l.n, cfs.Errorf("command", cfs.Overloaded, "raft takes no more now: %w", err))
+		default:
+			p.fail(l.n, l.n.notLeader("command"))
+		}
+	}
+}

@@ -1,0 +1,104 @@
+package raftmeta
+
+import (
+	"context"
+
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/wire"
+	"github.com/claudefs/claudefs/wire/wirepb"
+)
+
+var _ wire.Handler = (*Node)(nil)
+
+// Serve answers the metadata requests of the wire: OpCommand, OpQuery, OpHeartbeat,
+// OpStatus, OpRaft and OpSnapshot. What only the leader can answer is
+// cfs.NotLeader elsewhere, with the leader's address in it.
+func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error) {
+	select {
+	case <-n.done:
+		return wire.Response{}, n.unavailable(r.Op.String())
+	default:
+	}
+	switch r.Op {
+	case wire.OpCommand:
+		return n.serveCommand(ctx, r)
+	case wire.OpQuery:
+		return n.serveQuery(ctx, r)
+	case wire.OpHeartbeat:
+		return n.serveHeartbeat(ctx, r)
+	case wire.OpStatus:
+		return wire.Response{Body: n.Status()}, nil
+	case wire.OpRaft:
+		return wire.Response{}, n.serveRaft(r)
+	case wire.OpSnapshot:
+		return wire.Response{}, n.serveSnapshot(ctx, r)
+	}
+	return wire.Response{}, cfs.Errorf(r.Op.String(), cfs.Unsupported, "not a metadata operation")
+}
+
+func (n *Node) serveCommand(ctx context.Context, r *wire.Request) (wire.Response, error) {
+	var m wirepb.Command
+	if err := r.Decode(&m); err != nil {
+		return wire.Response{}, err
+	}
+	c, err := wire.CommandFromPB(&m)
+	if err != nil {
+		return wire.Response{}, err
+	}
+	if err := checkCommand(c, r.Peer); err != nil {
+		return wire.Response{}, err
+	}
+	reply, err := n.command(ctx, c, r.Body)
+	if err != nil {
+		return wire.Response{}, err
+	}
+	return wire.Response{Body: wire.ReplyToPB(reply)}, nil
+}
+
+func (n *Node) serveQuery(ctx context.Context, r *wire.Request) (wire.Response, error) {
+	var m wirepb.Query
+	if err := r.Decode(&m); err != nil {
+		return wire.Response{}, err
+	}
+	q, err := wire.QueryFromPB(&m)
+	if err != nil {
+		return wire.Response{}, err
+	}
+	a, err := n.query(ctx, q)
+	if err != nil {
+		return wire.Response{}, err
+	}
+	return wire.Response{Body: wire.AnswerToPB(a)}, nil
+}
+
+// serveHeartbeat keeps a session or a node alive. It is final to say that a
+// session is unknown, so a leader does it only after making sure that it still
+// leads: another may have opened the session meanwhile.
+func (n *Node) serveHeartbeat(ctx context.Context, r *wire.Request) (wire.Response, error) {
+	var m wirepb.Heartbeat
+	if err := r.Decode(&m); err != nil {
+		return wire.Response{}, err
+	}
+	d := n.duties.Load()
+	if d == nil {
+		return wire.Response{}, n.notLeader("heartbeat")
+	}
+	if id := cfs.SessionID(m.Session); id != 0 && !d.hearSession(id) {
+		if err := n.confirm(ctx, "heartbeat"); err != nil {
+			return wire.Response{}, err
+		}
+		if !d.hearSession(id) {
+			return wire.Response{}, cfs.Errorf("heartbeat", cfs.NoSession, "session %d", id)
+		}
+	}
+	if m.Node != nil {
+		beat, err := decodeBeat(&m, r.Peer)
+		if err != nil {
+			return wire.Response{}, err
+		}
+		if err := d.hearNode(beat); err != nil {
+			return wire.Response{}, err
+		}
+	}
+	return wire.Response{Body: &wirepb.HeartbeatReply{MapVersion: n.Map().Version, InlineFull: d.inlineFull.Load()}}, nil
+}
