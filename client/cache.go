@@ -110,11 +110,14 @@ func (c *cache) forgetAttr(i cfs.Ino) {
 	delete(c.attrs.old, i)
 }
 
-// forgetName drops a name whose inode is not certain.
-func (c *cache) forgetName(dir cfs.Ino, name string) {
+// forgetName makes a name uncertain that has changed at generation dirGen of the
+// directory: answers from before it are not taken any more.
+func (c *cache) forgetName(dir cfs.Ino, name string, dirGen uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k := nameKey{dir, name}
-	delete(c.names.young, k)
-	delete(c.names.old, k)
+	if old, ok := c.names.get(k); ok && old.dirGen > dirGen {
+		return
+	}
+	c.names.put(k, cachedName{dirGen: dirGen})
 }

@@ -10,10 +10,11 @@ import (
 type chunkState uint8
 
 const (
-	chunkOpen    chunkState = iota // takes writes
-	chunkSealed                    // is being put
-	chunkPut                       // its bytes are durable (or inline): to be committed
-	chunkDropped                   // given up: its writer frees it
+	chunkOpen       chunkState = iota // takes writes
+	chunkSealed                       // is being put
+	chunkPut                          // its bytes are durable (or inline): to be committed
+	chunkCommitting                   // is in the commit on its way
+	chunkDropped                      // given up: its putter or committer frees it
 )
 
 // chunk is a run of written bytes on its way to the cluster. Only an open chunk

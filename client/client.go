@@ -19,8 +19,11 @@ const (
 	heartbeatEvery = 500 * time.Millisecond
 	// commitAfter is how long written data may stay uncommitted.
 	commitAfter = 5 * time.Second
-	// maxCommands bounds the commands in flight; the session keeps a reply for each.
+	// maxCommands bounds the commands in flight.
 	maxCommands = 1024
+	// maxOutstanding bounds how far sequences run ahead of the oldest command in
+	// flight: the cluster keeps the session a reply for each (fsm.MaxOutstanding).
+	maxOutstanding = 4096
 	// maxPuts bounds the stripes being put at a time.
 	maxPuts = 16
 	// dataConns is the number of connections for shards to each node.
@@ -60,13 +63,16 @@ type Client struct {
 	layout   layoutHolder
 	cache    *cache
 	stats    Stats
-	suspects suspects
+	suspects suspects // devices that do not answer
+	full     suspects // devices without space, which can be read
 	codecs   ec.Codecs
 	parity   bufPool
 	scratch  bufPool
 	memory   *memory
 	commands chan struct{}
 	puts     chan struct{}
+	mapping  turn // to ask for the map
+	opening  turn // to replace a lost session
 
 	mu     sync.Mutex // guards inodes
 	inodes map[cfs.Ino]*inode
@@ -109,6 +115,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 		meta: wire.NewPool(dial, 1), data: wire.NewPool(dial, dataConns),
 		cache: newCache(cfg.CacheTTL / 2), memory: newMemory(cfg.MemoryBytes),
 		commands: make(chan struct{}, maxCommands), puts: make(chan struct{}, maxPuts),
+		mapping: newTurn(), opening: newTurn(),
 		inodes: map[cfs.Ino]*inode{},
 	}
 	c.leader.Store(&cfg.Servers[0])
@@ -120,6 +127,12 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	if err != nil {
 		c.stop()
 		return nil, err
+	}
+	if cfg.ClusterID == "" { // from now on this cluster and no other
+		c.meta.Close()
+		c.data.Close()
+		dial.Hello.ClusterID = c.ClusterID()
+		c.meta, c.data = wire.NewPool(dial, 1), wire.NewPool(dial, dataConns)
 	}
 	c.wg.Go(c.heartbeats)
 	c.wg.Go(c.commitOld)
@@ -202,14 +215,22 @@ func (c *Client) heartbeat() error {
 // sessionLost starts a new session after the cluster has ended the old one. What
 // was written under the old one cannot be committed any more: its owners are told.
 func (c *Client) sessionLost(ctx context.Context, old *session) error {
+	if err := c.opening.take(ctx); err != nil {
+		return err
+	}
+	defer c.opening.done()
 	if c.session.Load() != old {
 		return nil
 	}
 	c.log.Warn("session expired: writes that were not committed are lost", "session", uint64(old.id))
+	// First, so that what is written after its owner has been told goes into the new one.
+	if err := c.openSession(ctx); err != nil {
+		return err
+	}
 	for _, n := range c.openInodes() {
 		n.abandon(cfs.E("commit", cfs.NoSession, nil))
 	}
-	return c.openSession(ctx)
+	return nil
 }
 
 // commitOld commits what has been written for longer than commitAfter.

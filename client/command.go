@@ -25,49 +25,41 @@ const (
 // do carries out operations as one command, exactly once, and returns their
 // results. A refusal is an Error of the reply's kind.
 func (c *Client) do(ctx context.Context, cred cfs.Cred, ops ...cfs.Op) ([]cfs.Result, error) {
+	for {
+		s := c.session.Load()
+		res, unsure, err := c.doIn(ctx, s, cred, ops)
+		if errors.Is(err, cfs.NoSession) && !unsure && c.session.Load() != s {
+			continue // it was never carried out: do it in the new session
+		}
+		return res, err
+	}
+}
+
+// doIn carries out a command in a session, and replaces the session when it is
+// gone. unsure says that an attempt before the last may have been carried out too.
+func (c *Client) doIn(ctx context.Context, s *session, cred cfs.Cred, ops []cfs.Op) (res []cfs.Result, unsure bool, err error) {
 	select {
 	case c.commands <- struct{}{}:
 	case <-ctx.Done():
-		return nil, ctxError(opName(ops[0].Kind), ctx)
+		return nil, false, ctxError(opName(ops[0].Kind), ctx)
 	}
 	defer func() { <-c.commands }()
-	for {
-		s := c.session.Load()
-		reply, unsure, err := c.doIn(ctx, s, cred, ops)
-		if err != nil {
-			return nil, err
-		}
-		if reply.Kind == cfs.NoSession {
-			if err := c.sessionLost(ctx, s); err != nil {
-				return nil, err
-			}
-			if !unsure && !carriesStripes(ops) {
-				continue // it was never carried out: do it in the new session
-			}
-		}
-		if reply.Kind != cfs.KindOK {
-			return nil, cfs.E(opName(ops[reply.Failed].Kind), reply.Kind, nil)
-		}
-		return reply.Results, nil
+	seq, err := s.seqs.takeWithin(ctx, maxOutstanding)
+	if err != nil {
+		return nil, false, err
 	}
-}
-
-// doIn carries out a command in a session; unsure says that an attempt before the
-// last may have been carried out too.
-func (c *Client) doIn(ctx context.Context, s *session, cred cfs.Cred, ops []cfs.Op) (*cfs.Reply, bool, error) {
-	seq := s.seqs.take()
 	defer s.seqs.settle(seq)
-	return c.send(ctx, &cfs.Command{Session: s.id, Seq: seq, LowWater: s.seqs.lowest(), Floor: s.stripes.lowest(), Cred: cred, Ops: ops})
-}
-
-// carriesStripes reports that operations name stripes of the session that they were made in.
-func carriesStripes(ops []cfs.Op) bool {
-	for i := range ops {
-		if len(ops[i].Extents) > 0 {
-			return true
-		}
+	reply, unsure, err := c.send(ctx, &cfs.Command{Session: s.id, Seq: seq, LowWater: s.seqs.lowest(), Floor: s.stripes.lowest(), Cred: cred, Ops: ops})
+	if err == nil && reply.Kind == cfs.NoSession {
+		err = c.sessionLost(ctx, s)
 	}
-	return false
+	if err != nil {
+		return nil, unsure, err
+	}
+	if reply.Kind != cfs.KindOK {
+		return nil, unsure, cfs.E(opName(ops[reply.Failed].Kind), reply.Kind, nil)
+	}
+	return reply.Results, unsure, nil
 }
 
 func (c *Client) send(ctx context.Context, cmd *cfs.Command) (reply *cfs.Reply, unsure bool, err error) {
@@ -114,9 +106,9 @@ func (c *Client) toLeader(ctx context.Context, op wire.Op, req, resp proto.Messa
 		defer cancel()
 	}
 	start := time.Now()
-	complained := false
+	complained, followed := false, false
 	backoff := minBackoff
-	for try := 1; ; try++ {
+	for {
 		addr := *c.leader.Load()
 		attempt, cancel := context.WithTimeout(ctx, metaAttempt)
 		_, err := c.meta.Call(attempt, addr, op, req, nil, resp, nil)
@@ -129,7 +121,9 @@ func (c *Client) toLeader(ctx context.Context, op wire.Op, req, resp proto.Messa
 		}
 		switch cfs.KindOf(err) {
 		case cfs.NotLeader:
-			if c.follow(addr, err) {
+			unsure = true // one that has just ceased to lead may have passed it on
+			// At once, but not twice: two that name each other lead nowhere.
+			if followed = c.follow(addr, err) && !followed; followed {
 				continue
 			}
 		case cfs.Unavailable, cfs.Timeout, cfs.Overloaded, cfs.Closed, cfs.Canceled:

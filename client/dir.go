@@ -81,6 +81,8 @@ func (d *Dir) load(ctx context.Context, page int) error {
 	if err != nil {
 		return err
 	}
+	// What follows goes on from this page's last name, which may be another than before.
+	d.starts = d.starts[:page+1]
 	d.page, d.list, d.more, d.parent = page, a.Entries, a.More && len(a.Entries) > 0, a.Dir.Ino
 	for i := range d.list {
 		e := &d.list[i]

@@ -19,9 +19,11 @@
 // # Lock order
 //
 // Client.mu, then inode.mu, then the locks of cache, layout and memory, which
-// call nothing. No lock is held across a network call, but inode.order: it puts
+// call nothing. No lock is held across a network call, but three: inode.order puts
 // the operations that need an inode without dirty data (truncate, allocate) in
-// sequence with its flushes, and is taken before inode.mu.
+// sequence with its flushes, and is taken before inode.mu; Client.mapping and
+// Client.opening, which are waited for with a context, let one goroutine ask for the
+// map or replace a lost session.
 //
 // # Coherence
 //

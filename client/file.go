@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
@@ -127,8 +128,11 @@ func (f *File) allocate(ctx context.Context, kinds []cfs.ExtentKind, keep bool, 
 	return f.allocate(ctx, kinds, keep, off+n/2, n-n/2)
 }
 
+// errNoData has an errno that no Kind has.
+var errNoData = fmt.Errorf("lseek: %w", unix.ENXIO)
+
 // Seek finds the next data (unix.SEEK_DATA) or hole (unix.SEEK_HOLE) at or after
-// off, as lseek(2) does: NoData's errno is ENXIO. The end of the file is a hole.
+// off, as lseek(2) does: ENXIO where there is none. The end of the file is a hole.
 func (f *File) Seek(ctx context.Context, off uint64, whence int) (uint64, error) {
 	if whence != unix.SEEK_DATA && whence != unix.SEEK_HOLE {
 		return 0, cfs.E("lseek", cfs.Invalid, nil)
@@ -141,7 +145,7 @@ func (f *File) Seek(ctx context.Context, off uint64, whence int) (uint64, error)
 		return 0, err
 	}
 	if off >= a.Size {
-		return 0, cfs.E("lseek", cfs.IO, unix.ENXIO)
+		return 0, errNoData
 	}
 	at := off
 	for at < a.Size {
@@ -168,7 +172,7 @@ func (f *File) Seek(ctx context.Context, off uint64, whence int) (uint64, error)
 		at = max(at, upTo)
 	}
 	if whence == unix.SEEK_DATA {
-		return 0, cfs.E("lseek", cfs.IO, unix.ENXIO)
+		return 0, errNoData
 	}
 	return a.Size, nil
 }

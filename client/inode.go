@@ -24,6 +24,9 @@ type inode struct {
 	// order is held shared while bytes are added, alone while an operation needs
 	// everything before it to be committed and nothing to come between.
 	order sync.RWMutex
+	// appending puts the writes at the end of the file in sequence: each is where
+	// the one before it ends. It is taken after order.
+	appending sync.Mutex
 
 	mu         sync.Mutex
 	attr       cfs.Attr // the newest known of the cluster
@@ -86,6 +89,17 @@ func (c *Client) retain(n *inode) bool {
 // the cluster that it can go.
 func (c *Client) release(ctx context.Context, n *inode) {
 	c.mu.Lock()
+	if n.refs == 1 && n.dirty() && c.ctx.Err() == nil {
+		c.mu.Unlock()
+		// Whoever opens it next must find what is still on its way.
+		c.wg.Go(func() {
+			if err := n.flush(c.ctx); err != nil {
+				c.log.Warn("what was written before a close is lost", "ino", uint64(n.ino), "err", err)
+			}
+			c.release(c.ctx, n)
+		})
+		return
+	}
 	n.refs--
 	last := n.refs == 0
 	if last {
@@ -148,6 +162,13 @@ func (n *inode) sizeLocked() uint64 {
 	return size
 }
 
+// dirty reports that something written here is not committed.
+func (n *inode) dirty() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.chunks) > 0
+}
+
 // takeErr is the failure that nobody has been told of.
 func (n *inode) takeErr() error {
 	n.mu.Lock()
@@ -165,6 +186,8 @@ func (n *inode) write(ctx context.Context, p []byte, off uint64, atEnd bool) (in
 	n.order.RLock()
 	defer n.order.RUnlock()
 	if atEnd {
+		n.appending.Lock()
+		defer n.appending.Unlock()
 		n.mu.Lock()
 		off = n.sizeLocked()
 		n.mu.Unlock()
@@ -224,7 +247,7 @@ func (n *inode) fill(p []byte, off uint64, limit int, spare **slab) (took, want 
 	k.fill(p[:took], off)
 	n.mtimeNS = time.Now().UnixNano()
 	k.mtimeNS = n.mtimeNS
-	if k.n == limit {
+	if k.n >= limit {
 		n.sealLocked(func(o *chunk) bool { return o == k })
 	}
 	return took, 0
@@ -316,13 +339,11 @@ func (n *inode) leaveLocked(gone func(*chunk) bool, err error) {
 			kept = append(kept, k)
 			continue
 		}
-		if k.state == chunkSealed {
-			k.state = chunkDropped // its putter has the slab
+		if k.state == chunkSealed || k.state == chunkCommitting {
+			k.state = chunkDropped // its putter or committer has the slab
 			continue
 		}
-		k.settle()
-		n.c.memory.put(k.slab)
-		k.slab = nil
+		n.free(k)
 	}
 	clear(n.chunks[len(kept):])
 	n.chunks = kept
@@ -331,6 +352,13 @@ func (n *inode) leaveLocked(gone func(*chunk) bool, err error) {
 	}
 	close(n.moved)
 	n.moved = make(chan struct{})
+}
+
+// free ends a chunk that nobody uses any more.
+func (n *inode) free(k *chunk) {
+	k.settle()
+	n.c.memory.put(k.slab)
+	k.slab = nil
 }
 
 // abandon gives up all that is not committed.

@@ -55,10 +55,7 @@ func newLayout(m *cfs.Map) *layout {
 }
 
 // layoutHolder keeps the newest layout.
-type layoutHolder struct {
-	p  atomic.Pointer[layout]
-	mu sync.Mutex // serialises refreshes
-}
+type layoutHolder struct{ p atomic.Pointer[layout] }
 
 func (h *layoutHolder) get() *layout {
 	if l := h.p.Load(); l != nil {
@@ -70,10 +67,12 @@ func (h *layoutHolder) get() *layout {
 // refreshMap asks the leader for the map. Callers that come while one asks share
 // its answer.
 func (c *Client) refreshMap(ctx context.Context) error {
-	before := c.layout.get()
-	c.layout.mu.Lock()
-	defer c.layout.mu.Unlock()
-	if c.layout.get() != before {
+	before := c.layout.p.Load()
+	if err := c.mapping.take(ctx); err != nil {
+		return err
+	}
+	defer c.mapping.done()
+	if c.layout.p.Load() != before {
 		return nil
 	}
 	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryMap})
@@ -83,7 +82,7 @@ func (c *Client) refreshMap(ctx context.Context) error {
 	if a.Map == nil {
 		return cfs.Errorf("map", cfs.BadRequest, "answer without a map")
 	}
-	if a.Map.Version >= before.Version {
+	if a.Map.Version >= c.layout.get().Version {
 		c.layout.p.Store(newLayout(a.Map))
 	}
 	return nil
@@ -103,7 +102,7 @@ func (c *Client) pickGroup(l *layout, n int) *cfs.PG {
 		start := rand.IntN(len(groups))
 		for i := range groups {
 			g := groups[(start+i)%len(groups)]
-			if !slices.ContainsFunc(g.Slots, func(s cfs.Slot) bool { return c.suspects.has(s.Device) }) {
+			if !slices.ContainsFunc(g.Slots, func(s cfs.Slot) bool { return c.suspects.has(s.Device) || c.full.has(s.Device) }) {
 				return g
 			}
 		}
@@ -118,6 +117,23 @@ func (l *layout) stripeBytes() int {
 	}
 	return int(cfs.Geo1p2.MaxData())
 }
+
+// turn is a lock that may be held across a network call: who waits for it gives
+// up with its context.
+type turn chan struct{}
+
+func newTurn() turn { return make(turn, 1) }
+
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctxError("wait", ctx)
+	}
+}
+
+func (t turn) done() { <-t }
 
 // suspectFor is how long a device that failed a request is passed over.
 const suspectFor = 500 * time.Millisecond

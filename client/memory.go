@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/claudefs/claudefs/cfs"
 )
@@ -20,6 +21,10 @@ type memory struct {
 // slabSizes are the sizes that a chunk's buffer grows through, in bytes: most
 // files fit the first, a full stripe of 4+2 the last.
 var slabSizes = [...]int{16 << 10, 128 << 10, 1 << 20, 4 * cfs.MaxShardSize}
+
+// pressAgain is how often a writer that waits for memory asks for open chunks to
+// be sealed: others may have opened some since.
+const pressAgain = 100 * time.Millisecond
 
 // slabPad is room after a slab's data for the zeros that fill its last blocks:
 // each of at most K shards is rounded up to a block.
@@ -62,6 +67,7 @@ func (m *memory) get(ctx context.Context, n int) (*slab, error) {
 		}
 		select {
 		case <-freed:
+		case <-time.After(pressAgain):
 		case <-ctx.Done():
 			return nil, ctxError("write", ctx)
 		}

@@ -155,6 +155,8 @@ func (c *Client) Rename(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name st
 	op := cfs.Op{Kind: cfs.OpRename, Dir: dir, Name: name, NewDir: newDir, NewName: newName, Flags: flags}
 	release := c.holdTarget(ctx, &op, newDir, newName)
 	defer release()
+	moved, _ := c.cache.name(dir, name)
+	replaced, _ := c.cache.name(newDir, newName)
 	res, err := c.do(ctx, cred, op)
 	if err != nil {
 		return err
@@ -166,25 +168,11 @@ func (c *Client) Rename(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name st
 		c.cache.putAttr(r.NewDir)
 		to = r.NewDir.Gen
 	}
-	moved, known := c.cache.name(dir, name)
-	replaced, knownOther := c.cache.name(newDir, newName)
-	switch {
-	case flags&cfs.RenameExchange != 0 && known && knownOther:
-		c.cache.putName(dir, name, replaced, r.Dir.Gen)
-		c.cache.putName(newDir, newName, moved, to)
-	case flags&cfs.RenameExchange == 0 && known && moved != 0 && moved != replaced:
-		c.cache.putName(dir, name, 0, r.Dir.Gen)
-		c.cache.putName(newDir, newName, moved, to)
-	default:
-		c.cache.forgetName(dir, name)
-		c.cache.forgetName(newDir, newName)
-	}
-	if moved != 0 {
-		c.cache.forgetAttr(moved) // its change time is new
-	}
-	if replaced != 0 {
-		c.cache.forgetAttr(replaced)
-	}
+	// The reply does not say what has moved, and what the cache knew of it may be old.
+	c.cache.forgetName(dir, name, r.Dir.Gen)
+	c.cache.forgetName(newDir, newName, to)
+	c.cache.forgetAttr(moved) // its change time is new
+	c.cache.forgetAttr(replaced)
 	c.lostName(&r.Attr, op.Hold)
 	return nil
 }

@@ -145,6 +145,9 @@ func (n *inode) readExtent(jobs []shardRead, x *cfs.Extent, from uint64, p []byt
 			jobs = append(jobs, shardRead{x: x, pg: x.PG, g: g, r: r, p: p[:r.DataLen]})
 			p = p[r.DataLen:]
 		}
+		if len(p) > 0 { // no stripe of this geometry: the map that we have must be wrong
+			jobs = append(jobs, shardRead{x: x, pg: x.PG})
+		}
 	default:
 		clear(p)
 	}
@@ -196,13 +199,13 @@ func (c *Client) readShard(ctx context.Context, j *shardRead, final bool) error 
 		into = c.scratch.get(int(j.r.Len))
 		defer c.scratch.put(into)
 	}
-	err := c.fetch(ctx, j.g, j.x.Stripe, j.r.Shard, j.r, into)
+	err := c.fetch(ctx, j.g, j.x.Stripe, j.r.Shard, j.r, into, false)
 	if errors.Is(err, errGone) && !final {
 		return err
 	}
 	if err != nil {
 		c.log.Debug("shard not read: reconstructing it", "stripe", j.x.Stripe, "shard", j.r.Shard, "err", err)
-		if err = c.reconstruct(ctx, j, into, err); err != nil {
+		if err = c.reconstruct(ctx, j, into, err, final); err != nil {
 			return err
 		}
 	}
@@ -212,23 +215,26 @@ func (c *Client) readShard(ctx context.Context, j *shardRead, final bool) error 
 	return nil
 }
 
-// fetch reads the blocks of range r from a shard and checks each against its CRC32C.
-func (c *Client) fetch(ctx context.Context, g *cfs.PG, id cfs.StripeID, shard int, r ec.ShardRange, into []byte) error {
+// fetch reads the blocks of range r from a shard and checks each against its
+// CRC32C. Devices that are not up, or have just failed, are not asked but with anyDevice.
+func (c *Client) fetch(ctx context.Context, g *cfs.PG, id cfs.StripeID, shard int, r ec.ShardRange, into []byte, anyDevice bool) error {
 	device := g.Slots[shard].Device
 	at, ok := c.layout.get().devices[device]
-	if !ok || !at.up || c.suspects.has(device) {
+	if !ok || !anyDevice && (!at.up || c.suspects.has(device)) {
 		return cfs.Errorf("get shard", cfs.Unavailable, "device %v is not up", device)
 	}
-	ctx, cancel := context.WithTimeout(ctx, getAttempt)
+	attempt, cancel := context.WithTimeout(ctx, getAttempt)
 	defer cancel()
 	req := &wirepb.GetShard{Device: uint32(device), Key: shardKey(id, shard), Off: r.Off, Len: r.Len}
 	var reply wirepb.GetShardReply
-	n, err := c.data.Call(ctx, at.addr, wire.OpGetShard, req, nil, &reply, into)
+	n, err := c.data.Call(attempt, at.addr, wire.OpGetShard, req, nil, &reply, into)
 	switch {
 	case errors.Is(err, cfs.NotFound):
 		return cfs.E("get shard", cfs.NotFound, errGone)
 	case err != nil:
-		c.suspect(device, err)
+		if ctx.Err() == nil {
+			c.suspect(device, err)
+		}
 		return err
 	case n != len(into) || len(reply.Crcs) != 4*n/cfs.BlockSize:
 		return cfs.Errorf("get shard", cfs.BadRequest, "%d bytes and %d bytes of checksums for %d bytes", n, len(reply.Crcs), len(into))
@@ -244,15 +250,19 @@ func (c *Client) fetch(ctx context.Context, g *cfs.PG, id cfs.StripeID, shard in
 }
 
 // reconstruct computes a range of a shard, which failed with cause, from the same
-// range of K others. While fewer answer it tries again: a node may be restarting.
-func (c *Client) reconstruct(ctx context.Context, j *shardRead, into []byte, cause error) error {
+// range of K others. While fewer answer it tries again, then on any device: a node
+// may be restarting, or down in the cluster's opinion only.
+func (c *Client) reconstruct(ctx context.Context, j *shardRead, into []byte, cause error, final bool) error {
 	deadline := time.Now().Add(maxUnreadable)
 	backoff := minBackoff
-	for {
-		err := c.tryReconstruct(ctx, j, into)
+	for try := 0; ; try++ {
+		err := c.tryReconstruct(ctx, j, into, try > 0)
 		if err == nil {
 			c.stats.shardsReconstructed.Add(1)
 			return nil
+		}
+		if errors.Is(err, errGone) && !final {
+			return err // the stripe may have been freed
 		}
 		if ctx.Err() != nil {
 			return ctxError("read", ctx)
@@ -265,7 +275,10 @@ func (c *Client) reconstruct(ctx context.Context, j *shardRead, into []byte, cau
 		if err := c.refreshMap(ctx); err != nil {
 			c.log.Debug("map not refreshed", "err", err)
 		}
-		if c.fetch(ctx, j.g, j.x.Stripe, j.r.Shard, j.r, into) == nil {
+		if g := c.layout.get().groups[j.pg]; g != nil {
+			j.g = g
+		}
+		if c.fetch(ctx, j.g, j.x.Stripe, j.r.Shard, j.r, into, true) == nil {
 			return nil
 		}
 	}
@@ -273,7 +286,7 @@ func (c *Client) reconstruct(ctx context.Context, j *shardRead, into []byte, cau
 
 // tryReconstruct fetches K other shards, at first K at once and then one more for
 // each that fails.
-func (c *Client) tryReconstruct(ctx context.Context, j *shardRead, into []byte) error {
+func (c *Client) tryReconstruct(ctx context.Context, j *shardRead, into []byte, anyDevice bool) error {
 	geo := j.g.Geometry
 	shards := make([][]byte, geo.Total())
 	var others []int
@@ -301,7 +314,7 @@ func (c *Client) tryReconstruct(ctx context.Context, j *shardRead, into []byte) 
 		for w, i := range others[:need] {
 			wg.Go(func() {
 				b := c.scratch.get(len(into))
-				if errs[w] = c.fetch(ctx, j.g, j.x.Stripe, i, j.r, b); errs[w] != nil {
+				if errs[w] = c.fetch(ctx, j.g, j.x.Stripe, i, j.r, b, anyDevice); errs[w] != nil {
 					c.scratch.put(b)
 					return
 				}

@@ -33,17 +33,14 @@ func (n *inode) put(k *chunk) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if k.state == chunkDropped {
-		k.settle()
-		n.c.memory.put(k.slab)
-		k.slab = nil
+		n.free(k)
 		return
 	}
 	k.state = chunkPut
 	if err != nil {
 		n.leaveLocked(func(o *chunk) bool { return o == k }, err)
-		return
 	}
-	if !n.committing {
+	if !n.committing { // after a failure too: what is put already may have waited for this chunk
 		n.committing = true
 		n.c.wg.Add(1)
 		go n.commitPut()
@@ -210,8 +207,10 @@ func shardKey(id cfs.StripeID, shard int) *wirepb.ShardKey {
 // suspect passes a device over for a while after a failure that is its own.
 func (c *Client) suspect(d cfs.DeviceID, err error) {
 	switch cfs.KindOf(err) {
-	case cfs.Unavailable, cfs.Timeout, cfs.IO, cfs.NoSpace, cfs.Closed:
+	case cfs.Unavailable, cfs.Timeout, cfs.IO, cfs.Closed:
 		c.suspects.add(d)
+	case cfs.NoSpace:
+		c.full.add(d)
 	}
 }
 
@@ -235,12 +234,13 @@ func (n *inode) commitPut() {
 }
 
 // nextBatchLocked is the chunks that the next commit carries: the oldest, as far
-// as they are put, so that a later write never appears before an earlier one.
+// as they are put under one session, so that a later write never appears before an
+// earlier one. From here to committedLocked they are the committer's.
 func (n *inode) nextBatchLocked() []*chunk {
 	var batch []*chunk
 	extents, inline := 0, 0
 	for _, k := range n.chunks {
-		if k.state != chunkPut {
+		if k.state != chunkPut || len(batch) > 0 && k.sess != batch[0].sess {
 			break
 		}
 		extents += len(k.extents)
@@ -250,6 +250,7 @@ func (n *inode) nextBatchLocked() []*chunk {
 		if len(batch) > 0 && (extents > maxBatchExtents || inline > maxBatchInline) {
 			break
 		}
+		k.state = chunkCommitting
 		batch = append(batch, k)
 	}
 	return batch
@@ -262,40 +263,68 @@ func (n *inode) commit(batch []*chunk) (cfs.Attr, error) {
 		op.Epochs = append(op.Epochs, k.epochs...)
 		op.Attr.MtimeNS = max(op.Attr.MtimeNS, k.mtimeNS)
 	}
+	return n.commitOp(batch[0].sess, op)
+}
+
+// commitOp commits extents in the session that they were put in, in several
+// commands where they replace too many for one.
+func (n *inode) commitOp(s *session, op cfs.Op) (cfs.Attr, error) {
 	n.c.stats.commits.Add(1)
-	res, err := n.c.do(n.c.ctx, cfs.Cred{}, op)
-	if err != nil {
+	res, _, err := n.c.doIn(n.c.ctx, s, cfs.Cred{}, []cfs.Op{op})
+	if err == nil {
+		return res[0].Attr, nil
+	}
+	if !errors.Is(err, cfs.TooBig) || len(op.Extents) == 1 && op.Extents[0].Len < 2 {
 		return cfs.Attr{}, err
 	}
-	return res[0].Attr, nil
+	first, second := op, op
+	if half := len(op.Extents) / 2; half > 0 {
+		first.Extents, second.Extents = op.Extents[:half], op.Extents[half:]
+	} else {
+		x := op.Extents[0]
+		mid := x.Off + x.Len/2
+		first.Extents, second.Extents = []cfs.Extent{x.Slice(x.Off, mid)}, []cfs.Extent{x.Slice(mid, x.End())}
+	}
+	if a, err := n.commitOp(s, first); err != nil {
+		return a, err
+	}
+	return n.commitOp(s, second)
 }
 
 // committedLocked ends a commit. What was put under an epoch that has passed, or
 // inline where there is no room, is put again; any other failure is the writer's.
 func (n *inode) committedLocked(batch []*chunk, attr cfs.Attr, err error) {
+	live := batch[:0]
+	for _, k := range batch {
+		if k.state == chunkDropped { // by a lost session, which its writer has been told of
+			n.free(k)
+			continue
+		}
+		k.state = chunkPut
+		live = append(live, k)
+	}
 	switch cfs.KindOf(err) {
 	case cfs.KindOK:
 		n.observeLocked(n.c.cache.putAttr(attr))
 		n.dropExtentsLocked()
 	case cfs.InlineFull:
 		n.c.inlineFull.Store(true)
-		n.putAgainLocked(batch)
+		n.putAgainLocked(live)
 		return
 	case cfs.StaleEpoch:
-		n.c.stats.putRetries.Add(uint64(len(batch)))
-		n.putAgainLocked(batch)
+		n.c.stats.putRetries.Add(uint64(len(live)))
+		n.putAgainLocked(live)
 		return
 	}
-	// Chunks that a lost session has dropped meanwhile are not the batch's any more.
-	n.leaveLocked(func(o *chunk) bool { return len(batch) > 0 && o.seq <= batch[len(batch)-1].seq && o.state == chunkPut }, err)
+	if len(live) > 0 {
+		last := live[len(live)-1].seq
+		n.leaveLocked(func(o *chunk) bool { return o.seq <= last }, err)
+	}
 }
 
 // putAgainLocked sends the chunks of a batch back to be put.
 func (n *inode) putAgainLocked(batch []*chunk) {
 	for _, k := range batch {
-		if k.slab == nil {
-			continue // abandoned meanwhile
-		}
 		k.settle()
 		k.state = chunkSealed
 		n.c.wg.Add(1)
