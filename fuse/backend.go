@@ -1,0 +1,98 @@
+package fuse
+
+import (
+	"context"
+	"time"
+
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/client"
+)
+
+// namespace is what the front end asks about names. Credentials come without
+// Enforce: the kernel has checked permissions (default_permissions).
+type namespace interface {
+	Lookup(ctx context.Context, dir cfs.Ino, name string) (cfs.Attr, error)
+	Create(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string, mode, rdev uint32, target string, exclusive bool) (cfs.Attr, error)
+	Link(ctx context.Context, cred cfs.Cred, ino, dir cfs.Ino, name string) (cfs.Attr, error)
+	Unlink(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string) error
+	Rmdir(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string) error
+	Rename(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string, newDir cfs.Ino, newName string, flags uint32) error
+	Readlink(ctx context.Context, ino cfs.Ino) (string, error)
+}
+
+// inodes is what it asks about an inode, and how it opens one. Open gets O_*
+// flags without O_CREAT, O_EXCL and O_TRUNC, which are done apart; OpenNew opens
+// what Create has just made, and asks nobody.
+type inodes interface {
+	GetAttr(ctx context.Context, ino cfs.Ino) (cfs.Attr, error)
+	SetAttr(ctx context.Context, cred cfs.Cred, ino cfs.Ino, mask cfs.SetMask, attr cfs.Attr) (cfs.Attr, error)
+	Statfs(ctx context.Context) (cfs.Statfs, error)
+	AttrTTL() time.Duration
+	Open(ctx context.Context, ino cfs.Ino, flags int) (file, error)
+	OpenNew(a cfs.Attr, flags int) file
+	OpenDir(ctx context.Context, ino cfs.Ino) (directory, error)
+}
+
+// xattrs is extended attributes. An absent one is cfs.NoAttr.
+type xattrs interface {
+	GetXattr(ctx context.Context, ino cfs.Ino, name string) ([]byte, error)
+	SetXattr(ctx context.Context, cred cfs.Cred, ino cfs.Ino, name string, value []byte, flags uint32) error
+	ListXattr(ctx context.Context, ino cfs.Ino) ([]string, error)
+	RemoveXattr(ctx context.Context, cred cfs.Cred, ino cfs.Ino, name string) error
+}
+
+// file is one open file. Read is short only at the end; neither Read nor Write
+// keeps p after it returns.
+type file interface {
+	Read(ctx context.Context, p []byte, off uint64) (int, error)
+	Write(ctx context.Context, p []byte, off uint64) (int, error)
+	Flush(ctx context.Context) error
+	Sync(ctx context.Context) error
+	Close(ctx context.Context) error
+	Allocate(ctx context.Context, mode uint32, off, n uint64) error
+	Seek(ctx context.Context, off uint64, whence int) (uint64, error)
+}
+
+// directory is one listing; position 0 is the first name, . and .. not counted.
+// A position means the same name for as long as the listing is open.
+// Rewind makes the next read of position 0 see what is there then.
+type directory interface {
+	At(ctx context.Context, pos uint64) (cfs.Dirent, bool, error)
+	Rewind()
+	Parent() cfs.Ino
+}
+
+// backend is all of it: a client, or a test's double of one.
+type backend struct {
+	namespace
+	inodes
+	xattrs
+}
+
+// clientInodes gives the client's files and listings as the interfaces here.
+type clientInodes struct{ *client.Client }
+
+// Open opens ino; see inodes.
+func (c clientInodes) Open(ctx context.Context, ino cfs.Ino, flags int) (file, error) {
+	f, err := c.Client.Open(ctx, ino, flags)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// OpenNew opens what Create has just made.
+func (c clientInodes) OpenNew(a cfs.Attr, flags int) file { return c.Client.OpenNew(a, flags) }
+
+// OpenDir opens a listing of ino.
+func (c clientInodes) OpenDir(ctx context.Context, ino cfs.Ino) (directory, error) {
+	d, err := c.Client.OpenDir(ctx, ino)
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+func clientBackend(c *client.Client) backend {
+	return backend{namespace: c, inodes: clientInodes{c}, xattrs: c}
+}

@@ -1,0 +1,106 @@
+package fuse
+
+import (
+	"sync"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// dots is the number of entries before the first name: "." at cookie 0 and ".."
+// at 1. The name at position p of the client's listing is at cookie p + dots, for
+// as long as the directory is open.
+const dots = 2
+
+// openDir is a directory that a process has open.
+type openDir struct {
+	ino cfs.Ino
+
+	mu      sync.Mutex
+	listing directory
+	started bool // has been read: a read from the start begins a new listing
+}
+
+// OpenDir opens a directory.
+func (fs *fileSystem) OpenDir(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofuse.OpenOut) gofuse.Status {
+	r := fs.begin(opOpenDir, cancel, &in.InHeader)
+	listing, err := fs.inodes.OpenDir(r, cfs.Ino(in.NodeId))
+	if err == nil {
+		out.Fh, err = fs.dirs.add(&openDir{ino: cfs.Ino(in.NodeId), listing: listing})
+	}
+	return r.end(gone(err))
+}
+
+// ReadDir lists names.
+func (fs *fileSystem) ReadDir(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntryList) gofuse.Status {
+	r := fs.begin(opReadDir, cancel, &in.InHeader)
+	return r.end(fs.list(r, in, func(e *gofuse.DirEntry, _ *cfs.Attr) bool { return out.AddDirEntry(*e) }))
+}
+
+// ReadDirPlus lists names with their attributes, which saves a lookup of each.
+// An entry with node 0 is a name alone: the kernel learns nothing else from it.
+func (fs *fileSystem) ReadDirPlus(cancel <-chan struct{}, in *gofuse.ReadIn, out *gofuse.DirEntryList) gofuse.Status {
+	r := fs.begin(opReadDirPlus, cancel, &in.InHeader)
+	return r.end(fs.list(r, in, func(e *gofuse.DirEntry, a *cfs.Attr) bool {
+		entry := out.AddDirLookupEntry(*e)
+		if entry == nil {
+			return false
+		}
+		if a != nil {
+			fs.fillEntry(entry, a)
+		}
+		return true
+	}))
+}
+
+// list calls add for each entry from in.Offset until it says that there is no more room.
+func (fs *fileSystem) list(r *request, in *gofuse.ReadIn, add func(*gofuse.DirEntry, *cfs.Attr) bool) error {
+	d, ok := fs.dirs.get(in.Fh)
+	if !ok {
+		return cfs.Errorf("readdir", cfs.Closed, "handle %d", in.Fh)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if in.Offset == 0 && d.started {
+		d.listing.Rewind() // rewinddir(3)
+	}
+	d.started = true
+	cookie, added := in.Offset, false
+	for ; cookie < dots; cookie++ {
+		e := gofuse.DirEntry{Name: "..", Ino: uint64(d.listing.Parent()), Mode: cfs.ModeDir, Off: cookie + 1}
+		if cookie == 0 {
+			e.Name, e.Ino = ".", uint64(d.ino)
+		}
+		if !add(&e, nil) {
+			return nil
+		}
+		added = true
+	}
+	for ; ; cookie++ {
+		ent, more, err := d.listing.At(r, cookie-dots)
+		if err != nil && added {
+			return nil // what there is; the next read meets the error again
+		}
+		if err != nil || !more {
+			return gone(err)
+		}
+		e := gofuse.DirEntry{Name: ent.Name, Ino: uint64(ent.Ino), Mode: ent.Mode, Off: cookie + 1}
+		if !add(&e, ent.Attr) {
+			return nil
+		}
+		added = true
+	}
+}
+
+// ReleaseDir closes a directory.
+func (fs *fileSystem) ReleaseDir(in *gofuse.ReleaseIn) {
+	r := fs.begin(opReleaseDir, nil, &in.InHeader)
+	fs.dirs.remove(in.Fh)
+	r.end(nil)
+}
+
+// FsyncDir has nothing to do: names are durable before the call that changed them returned.
+func (fs *fileSystem) FsyncDir(cancel <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
+	return fs.begin(opFsyncDir, cancel, &in.InHeader).end(nil)
+}

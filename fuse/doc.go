@@ -1,0 +1,53 @@
+// Package fuse puts the client behind a mount point: the kernel's VFS asks, the
+// client answers. It implements go-fuse's RawFileSystem, one method for each
+// request of the FUSE protocol.
+//
+//	mount.go      Config, Mount, Server: mounting, tuning, unmounting
+//	backend.go    what this package asks of the client
+//	request.go    a request: context, credentials, metrics, errno
+//	fs.go         the file system and the conversion of attributes
+//	names.go      lookup, create, mkdir, mknod, symlink, link, unlink, rename
+//	inode.go      getattr, setattr, statx, xattrs, statfs
+//	file.go       open to release, and the bytes between
+//	dir.go        opendir, readdir, readdirplus
+//	handles.go    numbers that the kernel holds for open files
+//	inotable.go   small bounded memories: generations at open, absent capabilities
+//	mountinfo.go  /proc/self/mountinfo
+//	metrics.go    claudefs_fuse_*
+//
+// # Node ids
+//
+// A node id is the inode number. Inode numbers are never reused, so there is no
+// tree to keep, no generation, and nothing to do at FORGET. An inode that is
+// gone answers ESTALE, at which the kernel looks the path up afresh.
+//
+// # Caches of the kernel
+//
+// Entries and attributes are valid for client.AttrTTL, at most maxKernelTTL, and
+// absent names for maxNegativeTTL: until leases come this bounds how long two
+// mounts may differ. A file's pages survive an open only if the inode's
+// generation is the one that the previous open of this mount saw
+// (close-to-open), and go when GETATTR shows a new mtime or size
+// (CAP_AUTO_INVAL_DATA). There is no writeback cache: a write(2) reaches the
+// client before it returns. The kernel applies the umask and, with
+// default_permissions, the mode bits.
+//
+// # Privileges
+//
+// CAP_HANDLE_KILLPRIV_V2 is negotiated, because without it each small write
+// asks for security.capability first. In return set-user-ID and set-group-ID
+// are cleared here: where a write, truncation or opening truncation says so,
+// and at every change of owner.
+//
+// # Interrupts
+//
+// The kernel sends INTERRUPT for any signal, and an answer of EINTR reaches
+// programs that do not expect one of a disk. So a request is given up only when
+// its thread is about to die (see request), as NFS does with hard mounts.
+//
+// # What deadlocks
+//
+// A process that uses its own mount: a page fault of an mmap holds a thread that
+// the garbage collector waits for, while the collector has stopped the goroutine
+// that would answer it. Plain system calls are safe.
+package fuse

@@ -1,0 +1,136 @@
+package fuse
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+const (
+	// maxKernelTTL bounds how long the kernel may answer from an entry or attributes without asking.
+	maxKernelTTL = time.Second
+	// maxNegativeTTL is the same for names that do not exist.
+	maxNegativeTTL = 500 * time.Millisecond
+	// preferredIOBytes is st_blksize: stdio and cp size their buffers by it, and each write is a request.
+	preferredIOBytes = 128 << 10
+	nsPerSecond      = int64(time.Second)
+)
+
+// fileSystem is the kernel's requests as calls of the client. What it does not
+// implement answers ENOSYS, which the kernel remembers: access (the kernel checks
+// permissions), locks (the kernel keeps them, for this mount alone), ioctl,
+// tmpfile, and copy_file_range, for which the kernel then copies by itself.
+type fileSystem struct {
+	gofuse.RawFileSystem
+	backend
+	files   handles[*openFile]
+	dirs    handles[*openDir]
+	log     *slog.Logger
+	metrics *Metrics
+
+	// opened is the generation of each file that its last open saw. If the next
+	// sees the same, nobody has changed the file since, and the kernel's pages,
+	// filled after that open or written through it, are its content.
+	opened inoTable
+	// bare is until when (nanoseconds after born) a file is taken to have no
+	// security.capability, which the kernel asks for at the first write after each
+	// look at the attributes.
+	bare inoTable
+	born time.Time
+
+	attrTTL, negativeTTL time.Duration
+	// stop is closed when the mount is forced down: requests that still wait give up.
+	stop chan struct{}
+}
+
+func newFileSystem(b backend, log *slog.Logger, m *Metrics) *fileSystem {
+	ttl := max(0, b.AttrTTL())
+	return &fileSystem{
+		RawFileSystem: gofuse.NewDefaultRawFileSystem(),
+		backend:       b,
+		log:           log,
+		metrics:       m,
+		born:          time.Now(),
+		attrTTL:       min(ttl, maxKernelTTL),
+		negativeTTL:   min(ttl, maxNegativeTTL),
+		stop:          make(chan struct{}),
+	}
+}
+
+// String names the file system in go-fuse's messages.
+func (fs *fileSystem) String() string { return fsName }
+
+// OnUnmount closes what the kernel had no time to release.
+func (fs *fileSystem) OnUnmount() {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-fs.stop:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	fs.dirs.drain()
+	for _, h := range fs.files.drain() {
+		fs.metrics.open.Dec()
+		if err := h.file.Close(ctx); err != nil {
+			fs.log.Error("closing a file at unmount", "ino", uint64(h.ino), "err", err)
+		}
+	}
+}
+
+// cred is on whose behalf a request comes. The kernel has checked permissions.
+func cred(h *gofuse.InHeader) cfs.Cred { return cfs.Cred{UID: h.Uid, GID: h.Gid} }
+
+// checkName refuses names that the kernel lets through and we do not store.
+func checkName(name string) error {
+	if len(name) > cfs.MaxName {
+		return cfs.Errorf("name", cfs.NameTooLong, "%d bytes", len(name))
+	}
+	return nil
+}
+
+// fillEntry makes a the answer to a lookup.
+func (fs *fileSystem) fillEntry(out *gofuse.EntryOut, a *cfs.Attr) {
+	out.NodeId = uint64(a.Ino)
+	out.SetEntryTimeout(fs.attrTTL)
+	out.SetAttrTimeout(fs.attrTTL)
+	fillAttr(&out.Attr, a)
+}
+
+// fillAttr converts attributes for the kernel.
+func fillAttr(out *gofuse.Attr, a *cfs.Attr) {
+	out.Ino = uint64(a.Ino)
+	out.Size = a.Size
+	out.Blocks = a.Blocks
+	out.Atime, out.Atimensec = splitNS(a.AtimeNS)
+	out.Mtime, out.Mtimensec = splitNS(a.MtimeNS)
+	out.Ctime, out.Ctimensec = splitNS(a.CtimeNS)
+	out.Mode = a.Mode
+	out.Nlink = a.Nlink
+	out.Uid, out.Gid = a.UID, a.GID
+	out.Rdev = a.Rdev
+	out.Blksize = preferredIOBytes
+}
+
+// splitNS splits a time into seconds, two's complement before 1970, and nanoseconds.
+func splitNS(ns int64) (uint64, uint32) {
+	sec, rest := ns/nsPerSecond, ns%nsPerSecond
+	if rest < 0 {
+		sec, rest = sec-1, rest+nsPerSecond
+	}
+	return uint64(sec), uint32(rest)
+}
+
+// joinNS is the inverse of splitNS; what an int64 cannot hold (before 1677,
+// after 2262) becomes the nearest that it can.
+func joinNS(sec uint64, nsec uint32) int64 {
+	const limit = int64(1<<63-1)/nsPerSecond - 1
+	s := min(max(int64(sec), -limit), limit)
+	return s*nsPerSecond + int64(nsec)
+}

@@ -1,0 +1,186 @@
+package fuse
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+const (
+	// interruptPollFirst and interruptPollMax are how often a signalled thread is looked at again.
+	interruptPollFirst = 10 * time.Millisecond
+	interruptPollMax   = 500 * time.Millisecond
+)
+
+// request is one request of the kernel from its arrival to its answer. It is the
+// context that the client is given: done when the thread that asked is dying, or
+// the mount is being forced down.
+//
+// The kernel tells of a request's first signal only, whatever the signal, and a
+// thread that was killed waits for the answer all the same. A program does not
+// expect EINTR from a disk, so a signalled request goes on, while its thread is
+// looked at from time to time; it is given up once a SIGKILL is pending (any
+// signal that ends the process becomes one for each of its threads).
+//
+// Watching costs a goroutine, so it begins when somebody first calls Done, which
+// an answer from memory never does.
+type request struct {
+	fs    *fileSystem
+	op    op
+	pid   uint32 // the thread that asked; 0 if it is not of our pid namespace
+	start time.Time
+	// interrupt is closed by go-fuse when the kernel sends INTERRUPT; nil for never.
+	interrupt <-chan struct{}
+	dead      atomic.Bool
+
+	mu       sync.Mutex
+	done     chan struct{} // made by the first call of Done
+	finished chan struct{} // made with done; closed by end
+}
+
+var _ context.Context = (*request)(nil)
+
+// begin starts a request; each ends with end.
+func (fs *fileSystem) begin(o op, interrupt <-chan struct{}, h *gofuse.InHeader) *request {
+	return &request{fs: fs, op: o, pid: h.Pid, start: time.Now(), interrupt: interrupt}
+}
+
+// end counts the answer and gives it as the kernel wants it.
+func (r *request) end(err error) gofuse.Status {
+	r.mu.Lock()
+	if r.finished != nil {
+		close(r.finished)
+		r.finished = nil
+	}
+	r.mu.Unlock()
+	errno := errnoOf(err)
+	r.fs.metrics.record(r.op, time.Since(r.start), errno)
+	if errno == syscall.EIO {
+		r.fs.log.Warn("request failed", "op", opNames[r.op], "err", err)
+	}
+	return gofuse.Status(errno)
+}
+
+// errnoOf is cfs.Errno, which knows nothing of contexts.
+func errnoOf(err error) syscall.Errno {
+	switch {
+	case err == nil:
+		return 0
+	case errors.Is(err, context.Canceled):
+		return syscall.EINTR
+	case errors.Is(err, context.DeadlineExceeded):
+		return syscall.ETIMEDOUT
+	}
+	return cfs.Errno(err)
+}
+
+// gone turns the absence of an inode that the kernel names by number into
+// ESTALE: the kernel then looks the path up again instead of believing it gone.
+func gone(err error) error {
+	if err != nil && cfs.KindOf(err) == cfs.NotFound {
+		return cfs.E("inode", cfs.Stale, err)
+	}
+	return err
+}
+
+// Deadline is none: how long an operation may take is the client's setting.
+func (r *request) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+// Value has none.
+func (r *request) Value(any) any { return nil }
+
+// Err is context.Canceled after Done is closed.
+func (r *request) Err() error {
+	if r.dead.Load() {
+		return context.Canceled
+	}
+	return nil
+}
+
+// Done is closed when the request need not be answered any more.
+func (r *request) Done() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.done == nil {
+		r.done = make(chan struct{})
+		r.finished = make(chan struct{})
+		go r.watch(r.done, r.finished)
+	}
+	return r.done
+}
+
+// watch closes done when the request is to be given up, and returns at the
+// latest when it is finished.
+func (r *request) watch(done chan<- struct{}, finished <-chan struct{}) {
+	if r.wait(finished) {
+		r.dead.Store(true)
+		close(done)
+	}
+}
+
+// wait reports that the request is to be given up; false when it is finished.
+func (r *request) wait(finished <-chan struct{}) bool {
+	select {
+	case <-finished:
+		return false
+	case <-r.fs.stop:
+		return true
+	case <-r.interrupt:
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for pause := interruptPollFirst; ; pause = min(2*pause, interruptPollMax) {
+		select {
+		case <-finished:
+			return false
+		case <-r.fs.stop:
+			return true
+		case <-timer.C:
+		}
+		if dying(r.pid) {
+			return true
+		}
+		timer.Reset(pause)
+	}
+}
+
+// dying reports that a thread is gone or has SIGKILL pending. Of a thread that
+// cannot be seen (0) nothing is known: it is taken at its signal's word.
+func dying(tid uint32) bool {
+	if tid == 0 {
+		return true
+	}
+	status, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(tid), 10) + "/status")
+	if err != nil {
+		return true
+	}
+	return killPending(status)
+}
+
+// killPending finds SIGKILL in the pending sets of a /proc/PID/status.
+func killPending(status []byte) bool {
+	for line := range bytes.Lines(status) {
+		set, ok := bytes.CutPrefix(line, []byte("SigPnd:"))
+		if !ok {
+			set, ok = bytes.CutPrefix(line, []byte("ShdPnd:"))
+		}
+		if !ok {
+			continue
+		}
+		bits, err := strconv.ParseUint(string(bytes.TrimSpace(set)), 16, 64)
+		if err == nil && bits&(1<<(uint(syscall.SIGKILL)-1)) != 0 {
+			return true
+		}
+	}
+	return false
+}
