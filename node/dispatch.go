@@ -1,0 +1,43 @@
+package node
+
+import (
+	"context"
+
+	"github.com/claudefs/claudefs/raftmeta"
+	"github.com/claudefs/claudefs/store"
+	"github.com/claudefs/claudefs/wire"
+)
+
+// dispatch is the wire.Handler that joins the services.
+type dispatch struct {
+	store *store.Store
+	raft  *raftmeta.Node
+}
+
+// Serve hands a request to the service whose it is.
+func (d *dispatch) Serve(ctx context.Context, r *wire.Request) (wire.Response, error) {
+	switch r.Op {
+	case wire.OpPutShard, wire.OpGetShard, wire.OpDeleteShards, wire.OpListShards:
+		return d.store.Serve(ctx, r)
+	}
+	return d.raft.Serve(ctx, r)
+}
+
+// alloc gives memory for an incoming payload: the arena's for shards, which go
+// to a device from there, ordinary memory for anything else (pieces of
+// snapshots; the wire bounds their length).
+func (d *dispatch) alloc(ctx context.Context, op wire.Op, n int) (wire.Buffer, error) {
+	if op == wire.OpPutShard {
+		return d.store.Alloc(ctx, op, n)
+	}
+	return heapBuffer(make([]byte, n)), nil
+}
+
+// heapBuffer is a wire.Buffer of ordinary memory.
+type heapBuffer []byte
+
+// Bytes is the memory.
+func (b heapBuffer) Bytes() []byte { return b }
+
+// Release leaves it to the collector.
+func (b heapBuffer) Release() {}

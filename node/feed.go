@@ -1,0 +1,159 @@
+package node
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/wire"
+	"github.com/claudefs/claudefs/wire/wirepb"
+)
+
+const (
+	// feedEvery is the rhythm in which the delete feed is asked when it is dry.
+	feedEvery = time.Second
+	// feedBatch bounds the stripes of one answer.
+	feedBatch = 1024
+)
+
+// feed follows the ordered feed of stripes that nothing references any more.
+// Each device has a position: it has deleted everything up to there. A position
+// starts at what the cluster has recorded for the device and is recorded there
+// when it has moved, so that the feed's rows can go; going over a part of the feed
+// twice is harmless.
+type feed struct {
+	mu  sync.Mutex
+	pos map[cfs.DeviceID]uint64
+}
+
+// position is how far a device has come.
+func (f *feed) position(id cfs.DeviceID) uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pos[id]
+}
+
+// adopt takes over positions that the cluster has recorded, where they are
+// ahead, and returns how many of the devices the cluster knows.
+func (f *feed) adopt(m *cfs.Map) (known int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for i := range m.Devices {
+		d := &m.Devices[i]
+		if old, ours := f.pos[d.ID]; ours {
+			f.pos[d.ID] = max(old, d.FeedPos)
+			known++
+		}
+	}
+	return known
+}
+
+// least is the position that every device has reached.
+func (f *feed) least() uint64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var least uint64
+	first := true
+	for _, pos := range f.pos {
+		if first || pos < least {
+			least, first = pos, false
+		}
+	}
+	return least
+}
+
+func (f *feed) advance(id cfs.DeviceID, pos uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pos[id] = max(f.pos[id], pos)
+}
+
+// followFeed deletes the shards of freed stripes until ctx ends.
+func (n *Node) followFeed(ctx context.Context) {
+	tick := time.NewTicker(feedEvery)
+	defer tick.Stop()
+	for {
+		if err := n.drainFeed(ctx); err != nil && ctx.Err() == nil {
+			n.log.Debug("the delete feed is put off", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// drainFeed follows the feed to its end, then records how far it came. It does
+// nothing before the cluster knows all the node's devices.
+func (n *Node) drainFeed(ctx context.Context) error {
+	m := n.raft.Map()
+	known := n.feed.adopt(m)
+	if known < len(n.devices.logs) {
+		return nil
+	}
+	for more := true; more; {
+		var err error
+		if more, err = n.feedOnce(ctx); err != nil {
+			return err
+		}
+	}
+	for i := range m.Devices {
+		if err := n.feedDone(ctx, &m.Devices[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// feedDone records a device's position with the cluster if it has moved.
+func (n *Node) feedDone(ctx context.Context, known *cfs.Device) error {
+	pos := n.feed.position(known.ID)
+	if pos <= known.FeedPos {
+		return nil // also a device of another node
+	}
+	cmd := wire.CommandToPB(&cfs.Command{Ops: []cfs.Op{{Kind: cfs.OpFeedDone, Device: cfs.Device{ID: known.ID, FeedPos: pos}}}})
+	var pb wirepb.Reply
+	if err := n.leader.call(ctx, wire.OpCommand, cmd, &pb); err != nil {
+		return err
+	}
+	if kind := cfs.Kind(pb.Kind); kind != cfs.KindOK {
+		return cfs.E("record the feed position of "+known.ID.String(), kind, nil)
+	}
+	return nil
+}
+
+// feedOnce deletes what one answer of the feed names; more says that it goes on.
+func (n *Node) feedOnce(ctx context.Context) (more bool, err error) {
+	query := wire.QueryToPB(&cfs.Query{Kind: cfs.QueryFeed, Off: n.feed.least(), Limit: feedBatch})
+	var pb wirepb.Answer
+	if err := n.leader.call(ctx, wire.OpQuery, query, &pb); err != nil {
+		return false, err
+	}
+	ans, err := wire.AnswerFromPB(&pb)
+	if err != nil {
+		return false, err
+	}
+	if ans.Kind != cfs.KindOK {
+		return false, cfs.E("delete feed", ans.Kind, nil)
+	}
+	if len(ans.Freed) == 0 {
+		return false, nil
+	}
+	last := ans.Freed[len(ans.Freed)-1].Pos
+	stripes := make([]cfs.StripeID, 0, len(ans.Freed))
+	for _, id := range n.store.Devices() {
+		stripes = stripes[:0]
+		for _, f := range ans.Freed {
+			if f.Pos > n.feed.position(id) {
+				stripes = append(stripes, f.Stripe)
+			}
+		}
+		if _, err := n.store.DeleteFreed(id, stripes); err != nil {
+			return false, err
+		}
+		n.feed.advance(id, last)
+	}
+	return ans.More, nil
+}
