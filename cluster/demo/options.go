@@ -1,0 +1,96 @@
+package demo
+
+import (
+	"io"
+	"log/slog"
+	"math"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/cluster"
+)
+
+// Options is what a demo is told.
+type Options struct {
+	// Dir holds the cluster; a new directory below DefaultParent where empty.
+	Dir             string
+	Nodes           int
+	Devices         int // of each node
+	DeviceSizeBytes int64
+	// PrewriteBytes of each device are written once before Up starts the cluster. The demo chooses itself.
+	PrewriteBytes int64
+	// Keep leaves the cluster mounted.
+	Keep bool
+	// Short takes a smaller tree and smaller files.
+	Short bool
+	// Binary is the path of cfs.
+	Binary string
+	// Out is told of each step; Terminal says that it is one.
+	Out      io.Writer
+	Terminal bool
+	Logger   *slog.Logger
+}
+
+// MountName is the name of the mount point in the demo's directory.
+const MountName = "mnt"
+
+// DefaultParent is where the demo makes its directory: on the disk rather than in memory.
+func DefaultParent() string {
+	const disk = "/var/tmp"
+	if st, err := os.Stat(disk); err == nil && st.IsDir() {
+		return disk
+	}
+	return os.TempDir()
+}
+
+// spec is the cluster that the options ask for.
+func (o *Options) spec(dir string) cluster.Spec {
+	return cluster.Spec{
+		Dir: dir, Binary: o.Binary, Nodes: o.Nodes, Devices: o.Devices,
+		DeviceSizeBytes: o.DeviceSizeBytes, PrewriteBytes: o.PrewriteBytes, Logger: o.Logger,
+	}
+}
+
+// Size is a number of bytes on the command line: 4096, 64MiB, 8GiB (a flag.Value).
+type Size int64
+
+// sizeUnits are the suffixes of a Size, longest first.
+var sizeUnits = []struct {
+	suffix string
+	bytes  int64
+}{
+	{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10},
+	{"T", 1 << 40}, {"G", 1 << 30}, {"M", 1 << 20}, {"K", 1 << 10}, {"B", 1}, {"", 1},
+}
+
+// Set reads the text form.
+func (s *Size) Set(text string) error {
+	for _, u := range sizeUnits {
+		digits, ok := strings.CutSuffix(text, u.suffix)
+		if !ok {
+			continue
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(digits), 10, 64)
+		if err != nil || n < 0 || n > math.MaxInt64/u.bytes {
+			break
+		}
+		*s = Size(n * u.bytes)
+		return nil
+	}
+	return cfs.Errorf("", cfs.Usage, "%q is no size: a number with KiB, MiB, GiB or TiB is", text)
+}
+
+// String is the shortest text form.
+func (s *Size) String() string {
+	for _, u := range sizeUnits[:4] {
+		if *s > 0 && int64(*s)%u.bytes == 0 {
+			return strconv.FormatInt(int64(*s)/u.bytes, 10) + u.suffix
+		}
+	}
+	return strconv.FormatInt(int64(*s), 10)
+}
+
+// Type is what help calls it.
+func (s *Size) Type() string { return "size" }
