@@ -1,0 +1,115 @@
+package main
+
+import (
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/cluster"
+	"github.com/claudefs/claudefs/cluster/demo"
+	"github.com/claudefs/claudefs/cmd/internal/cli"
+)
+
+// demoFlags are the flags that the demo and its two sub-commands share.
+type demoFlags struct {
+	opt        demo.Options
+	deviceSize demo.Size
+	prewrite   demo.Size
+	logLevel   string
+}
+
+// demoCommand is `cfs demo`, with up and down below it.
+func demoCommand() *cobra.Command {
+	f := &demoFlags{deviceSize: cluster.DefaultDeviceSizeBytes}
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "start a cluster on this machine, mount it, work on it, break it, verify every byte",
+		Long: `Starts a cluster on this machine whose devices are files, mounts it, copies Go's
+own source tree in, builds a program there, writes a big file, kills a node and
+then every process, and verifies every byte after each of these. Prints the rates
+it saw beside those of the disk. Needs root. Nothing is left behind, unless --keep.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.complete(cmd); err != nil {
+				return err
+			}
+			// A terminal that goes away is no reason to leave processes behind.
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP)
+			defer stop()
+			return demo.Run(ctx, f.opt)
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().StringVar(&f.opt.Dir, "dir", "", "an empty or new directory for everything (default: a new one in "+demo.DefaultParent()+")")
+	cmd.Flags().BoolVar(&f.opt.Keep, "keep", false, "leave the cluster mounted at the end")
+	cmd.Flags().BoolVar(&f.opt.Short, "short", false, "a smaller tree and smaller files")
+	cmd.AddCommand(f.upCommand(), demoDownCommand())
+	return cmd
+}
+
+// add adds the flags that say what the cluster is like.
+func (f *demoFlags) add(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.IntVar(&f.opt.Nodes, "nodes", 3, "number of nodes")
+	fl.IntVar(&f.opt.Devices, "devices", 2, "devices of each node")
+	fl.Var(&f.deviceSize, "device-size", "size of each device, a sparse file")
+	fl.StringVar(&f.logLevel, "log-level", "warn", "of the launcher: debug, info, warn or error")
+}
+
+// complete finishes the options.
+func (f *demoFlags) complete(cmd *cobra.Command) error {
+	log, err := cli.NewLogger(cmd.ErrOrStderr(), f.logLevel)
+	if err != nil {
+		return err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return cfs.E("find this program", cfs.KindOf(err), err)
+	}
+	_, notTerminal := unix.IoctlGetTermios(int(os.Stdout.Fd()), unix.TCGETS)
+	f.opt.Binary, f.opt.Logger = self, log
+	f.opt.Out, f.opt.Terminal = cmd.OutOrStdout(), notTerminal == nil
+	f.opt.DeviceSizeBytes, f.opt.PrewriteBytes = int64(f.deviceSize), int64(f.prewrite)
+	return nil
+}
+
+func (f *demoFlags) upCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "only start a cluster and mount it at DIR/" + demo.MountName + "; it stays",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.complete(cmd); err != nil {
+				return err
+			}
+			return demo.Up(cmd.Context(), f.opt)
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().StringVar(&f.opt.Dir, "dir", "", "directory for everything")
+	cmd.Flags().Var(&f.prewrite, "prewrite", "write so much of each device once before, as rates want it")
+	// It fails only for a name that is not a flag.
+	_ = cmd.MarkFlagRequired("dir")
+	return cmd
+}
+
+func demoDownCommand() *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{
+		Use:   "down",
+		Short: "stop and remove the cluster that was started in DIR",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return demo.Down(cmd.Context(), dir, slog.New(slog.DiscardHandler))
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", "", "the directory that demo up was given")
+	// It fails only for a name that is not a flag.
+	_ = cmd.MarkFlagRequired("dir")
+	return cmd
+}

@@ -1,0 +1,107 @@
+// Package servercmd is the command line of a server: `cfs server` and
+// `cfs-storaged` are the same command under two names.
+package servercmd
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/pkg/profile"
+	"github.com/spf13/cobra"
+
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/cmd/internal/cli"
+	"github.com/claudefs/claudefs/node"
+)
+
+// clockOffsetEnv sets the server's clock off, for tests: a duration.
+const clockOffsetEnv = "CLAUDEFS_CLOCK_OFFSET"
+
+// flags are the command line's values, as given.
+type flags struct {
+	cfg      node.Config
+	nodeID   uint16
+	logLevel string
+	profile  string
+}
+
+// New makes the command; use is its name.
+func New(use string) *cobra.Command {
+	f := &flags{}
+	cmd := &cobra.Command{
+		Use:   use,
+		Short: "run one server: its devices' shards, a replica of the namespace, metrics",
+		Long: `Runs one server until SIGINT or SIGTERM.
+
+Node N of a cluster is the N-th of --seed-nodes. Blank devices are formatted;
+devices and a data directory that belong to another cluster or node are refused.`,
+		Example: "  " + use + ` --cluster-id lab --node-id 1 --listen 10.0.0.1:9400 --data-dir /var/lib/cfs \
+      --device /dev/nvme0n1,/dev/nvme1n1 --seed-nodes 10.0.0.1:9400,10.0.0.2:9400,10.0.0.3:9400`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
+	}
+	fl := cmd.Flags()
+	fl.StringVar(&f.cfg.ClusterID, "cluster-id", "", "the cluster's name: 1 to 63 characters of A-Z a-z 0-9 . _ -")
+	fl.Uint16Var(&f.nodeID, "node-id", 0, "this node's number: its place in --seed-nodes, from 1")
+	fl.StringVar(&f.cfg.Listen, "listen", "", "HOST:PORT to serve on")
+	fl.StringVar(&f.cfg.Advertise, "advertise", "", "HOST:PORT at which others reach this node (default: its place in --seed-nodes)")
+	fl.StringVar(&f.cfg.DataDir, "data-dir", "", "directory for the node's own state")
+	fl.StringSliceVar(&f.cfg.Devices, "device", nil, "device files or block devices, comma separated; may be repeated")
+	fl.StringSliceVar(&f.cfg.Seeds, "seed-nodes", nil, "HOST:PORT of every voter, in the order of node ids (default: this node alone)")
+	fl.Uint8Var(&f.cfg.Site, "site-id", 0, "the site's number")
+	fl.StringVar(&f.cfg.Metrics, "metrics", "", "HOST:PORT to serve /metrics and /healthz on (default: nowhere)")
+	fl.BoolVar(&f.cfg.Force, "force", false, "format devices that are formatted for another cluster: their data is lost")
+	fl.StringVar(&f.profile, "profile", "", "write a profile to the data directory: cpu, mem, block or trace")
+	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	for _, name := range []string{"cluster-id", "node-id", "listen", "data-dir", "device"} {
+		// It fails only for a name that is not a flag.
+		_ = cmd.MarkFlagRequired(name)
+	}
+	return cmd
+}
+
+func (f *flags) run(cmd *cobra.Command) error {
+	log, err := cli.NewLogger(cmd.ErrOrStderr(), f.logLevel)
+	if err != nil {
+		return err
+	}
+	mode, err := profileMode(f.profile)
+	if err != nil {
+		return err
+	}
+	if off := os.Getenv(clockOffsetEnv); off != "" {
+		if f.cfg.ClockOffset, err = time.ParseDuration(off); err != nil {
+			return cli.Usage(clockOffsetEnv, "%q is not a duration", off)
+		}
+	}
+	f.cfg.NodeID, f.cfg.Logger = cfs.NodeID(f.nodeID), log.With("node", f.nodeID)
+	srv, err := node.Start(cmd.Context(), f.cfg)
+	if err != nil {
+		return err
+	}
+	if mode != nil {
+		dir := filepath.Join(f.cfg.DataDir, "profile")
+		log.Info("profiling", "kind", f.profile, "dir", dir)
+		defer profile.Start(mode, profile.ProfilePath(dir), profile.NoShutdownHook, profile.Quiet).Stop()
+	}
+	return srv.Wait(cmd.Context())
+}
+
+// profileMode is the profile asked for, nil for none.
+func profileMode(name string) (func(*profile.Profile), error) {
+	switch strings.ToLower(name) {
+	case "":
+		return nil, nil
+	case "cpu":
+		return profile.CPUProfile, nil
+	case "mem":
+		return profile.MemProfile, nil
+	case "block":
+		return profile.BlockProfile, nil
+	case "trace":
+		return profile.TraceProfile, nil
+	}
+	return nil, cli.Usage("--profile", "%q is none of cpu, mem, block, trace", name)
+}
