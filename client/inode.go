@@ -148,7 +148,7 @@ func (n *inode) overlay(a cfs.Attr) cfs.Attr {
 	a = n.attr
 	a.Size = n.sizeLocked()
 	if len(n.chunks) > 0 {
-		a.MtimeNS, a.CtimeNS = n.mtimeNS, n.mtimeNS
+		a.MtimeNS, a.CtimeNS = n.mtimeNS, max(a.CtimeNS, n.mtimeNS)
 		a.Blocks = max(a.Blocks, 1)
 	}
 	return a

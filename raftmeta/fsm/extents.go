@@ -255,10 +255,11 @@ func (t *tx) write(op *cfs.Op, res *cfs.Result) cfs.Kind {
 		n.Size = size
 	}
 	// The writer's clock says when, so that what it saw before the commit stays true.
-	n.MtimeNS, n.CtimeNS = t.now, t.now
+	n.MtimeNS = t.now
 	if op.Attr.MtimeNS != 0 {
-		n.MtimeNS, n.CtimeNS = op.Attr.MtimeNS, op.Attr.MtimeNS
+		n.MtimeNS = op.Attr.MtimeNS
 	}
+	n.CtimeNS = max(n.CtimeNS, n.MtimeNS)
 	if op.Mask&cfs.SetKillPriv != 0 {
 		t.killPriv(n)
 	}

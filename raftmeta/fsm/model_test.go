@@ -487,7 +487,7 @@ func (m *model) write(s cfs.SessionID, op *cfs.Op) cfs.Kind {
 	if n.mtime = m.now; op.Attr.MtimeNS != 0 {
 		n.mtime = op.Attr.MtimeNS
 	}
-	n.ctime = n.mtime
+	n.ctime = max(n.ctime, n.mtime)
 	if op.Mask&cfs.SetKillPriv != 0 {
 		n.killPriv()
 	}
