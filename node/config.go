@@ -38,6 +38,8 @@ type Config struct {
 	Force bool
 	// SegmentBytes is the segment size of devices that are formatted now; 0 for the default.
 	SegmentBytes uint32
+	// RaftSegmentBytes is the segment size of the replica's log; 0 for the default.
+	RaftSegmentBytes int64
 	// ClockOffset is added to every reading of the wall clock, for tests.
 	ClockOffset time.Duration
 	Logger      *slog.Logger // nil discards

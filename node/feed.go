@@ -23,8 +23,17 @@ const (
 // when it has moved, so that the feed's rows can go; going over a part of the feed
 // twice is harmless.
 type feed struct {
-	mu  sync.Mutex
-	pos map[cfs.DeviceID]uint64
+	mu   sync.Mutex
+	pos  map[cfs.DeviceID]uint64
+	told map[cfs.DeviceID]uint64 // what the cluster has recorded
+}
+
+func newFeed(devices []cfs.DeviceID) *feed {
+	f := &feed{pos: map[cfs.DeviceID]uint64{}, told: map[cfs.DeviceID]uint64{}}
+	for _, id := range devices {
+		f.pos[id] = 0
+	}
+	return f
 }
 
 // position is how far a device has come.
@@ -43,6 +52,7 @@ func (f *feed) adopt(m *cfs.Map) (known int) {
 		d := &m.Devices[i]
 		if old, ours := f.pos[d.ID]; ours {
 			f.pos[d.ID] = max(old, d.FeedPos)
+			f.told[d.ID] = max(f.told[d.ID], d.FeedPos)
 			known++
 		}
 	}
@@ -61,6 +71,19 @@ func (f *feed) least() uint64 {
 		}
 	}
 	return least
+}
+
+// untold is the position of a device that the cluster has not recorded yet.
+func (f *feed) untold(id cfs.DeviceID) (pos uint64, ok bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.pos[id], f.pos[id] > f.told[id]
+}
+
+func (f *feed) tell(id cfs.DeviceID, pos uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.told[id] = max(f.told[id], pos)
 }
 
 func (f *feed) advance(id cfs.DeviceID, pos uint64) {
@@ -88,9 +111,7 @@ func (n *Node) followFeed(ctx context.Context) {
 // drainFeed follows the feed to its end, then records how far it came. It does
 // nothing before the cluster knows all the node's devices.
 func (n *Node) drainFeed(ctx context.Context) error {
-	m := n.raft.Map()
-	known := n.feed.adopt(m)
-	if known < len(n.devices.logs) {
+	if n.feed.adopt(n.raft.Map()) < len(n.devices.logs) {
 		return nil
 	}
 	for more := true; more; {
@@ -99,8 +120,8 @@ func (n *Node) drainFeed(ctx context.Context) error {
 			return err
 		}
 	}
-	for i := range m.Devices {
-		if err := n.feedDone(ctx, &m.Devices[i]); err != nil {
+	for _, id := range n.store.Devices() {
+		if err := n.feedDone(ctx, id); err != nil {
 			return err
 		}
 	}
@@ -108,19 +129,20 @@ func (n *Node) drainFeed(ctx context.Context) error {
 }
 
 // feedDone records a device's position with the cluster if it has moved.
-func (n *Node) feedDone(ctx context.Context, known *cfs.Device) error {
-	pos := n.feed.position(known.ID)
-	if pos <= known.FeedPos {
-		return nil // also a device of another node
+func (n *Node) feedDone(ctx context.Context, id cfs.DeviceID) error {
+	pos, moved := n.feed.untold(id)
+	if !moved {
+		return nil
 	}
-	cmd := wire.CommandToPB(&cfs.Command{Ops: []cfs.Op{{Kind: cfs.OpFeedDone, Device: cfs.Device{ID: known.ID, FeedPos: pos}}}})
+	cmd := wire.CommandToPB(&cfs.Command{Ops: []cfs.Op{{Kind: cfs.OpFeedDone, Device: cfs.Device{ID: id, FeedPos: pos}}}})
 	var pb wirepb.Reply
 	if err := n.leader.call(ctx, wire.OpCommand, cmd, &pb); err != nil {
 		return err
 	}
 	if kind := cfs.Kind(pb.Kind); kind != cfs.KindOK {
-		return cfs.E("record the feed position of "+known.ID.String(), kind, nil)
+		return cfs.E("record the feed position of "+id.String(), kind, nil)
 	}
+	n.feed.tell(id, pos)
 	return nil
 }
 

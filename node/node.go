@@ -149,7 +149,8 @@ func (n *Node) startServices() (err error) {
 	n.raft, err = raftmeta.Open(raftmeta.Config{
 		ClusterID: n.cfg.ClusterID, NodeID: n.cfg.NodeID, Dir: filepath.Join(n.dir.path, raftDir),
 		Seeds: n.cfg.Seeds, Pool: n.pools[0], Clock: offsetClock(n.cfg.ClockOffset),
-		Logger: n.log.With("part", "raft"), Metrics: raftmeta.NewMetrics(n.registry),
+		SegmentBytes: n.cfg.RaftSegmentBytes,
+		Logger:       n.log.With("part", "raft"), Metrics: raftmeta.NewMetrics(n.registry),
 	})
 	if err != nil {
 		return err
@@ -159,10 +160,7 @@ func (n *Node) startServices() (err error) {
 		Logger: n.log.With("part", "store"), Metrics: store.NewMetrics(n.registry),
 	})
 	n.leader = newLeader(n.pools[1], n.cfg.Seeds)
-	n.feed = &feed{pos: map[cfs.DeviceID]uint64{}}
-	for _, id := range n.store.Devices() {
-		n.feed.pos[id] = 0
-	}
+	n.feed = newFeed(n.store.Devices())
 	d := &dispatch{store: n.store, raft: n.raft}
 	n.server = wire.NewServer(wire.ServerConfig{
 		Hello: hello, Handler: d, Alloc: d.alloc, MaxInFlight: maxInFlight,

@@ -46,7 +46,7 @@ func aloneConfig(t *testing.T, dir string) Config {
 	return Config{
 		ClusterID: "one", NodeID: 1, Listen: "127.0.0.1:0", DataDir: filepath.Join(dir, "data"), Metrics: "127.0.0.1:0",
 		Devices:      []string{makeDevice(t, filepath.Join(dir, "dev-a"), testDeviceBytes), makeDevice(t, filepath.Join(dir, "dev-b"), testDeviceBytes)},
-		SegmentBytes: testSegmentBytes,
+		SegmentBytes: testSegmentBytes, RaftSegmentBytes: testSegmentBytes,
 	}
 }
 

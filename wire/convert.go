@@ -42,7 +42,7 @@ func list[A, B any](in []A, f func(A) B) []B {
 	return out
 }
 
-// narrow8, narrow16 and narrowKind refuse numbers that do not fit.
+// narrow8 and narrow16 refuse numbers that do not fit.
 func (r *refusal) narrow8(what string, v uint32) uint8 {
 	r.check(v <= math.MaxUint8, "%s %d does not fit 8 bits", what, v)
 	return uint8(v)

@@ -123,6 +123,54 @@ func TestServerThatStallsIsGivenUp(t *testing.T) {
 	}
 }
 
+// A call whose frame nobody has begun to write is taken back whole, at once.
+func TestCancelWhileTheSocketIsStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, server, r := pipeClient(t)
+		call := func(ctx context.Context) chan error {
+			done := make(chan error, 1)
+			go func() {
+				_, err := c.Call(ctx, OpPutShard, nil, [][]byte{make([]byte, 9000)}, nil, nil)
+				done <- err
+			}()
+			synctest.Wait()
+			return done
+		}
+		start := time.Now()
+		stuck := call(t.Context())
+		ctx, cancel := context.WithCancel(t.Context())
+		queued := call(ctx)
+		if n := len(c.w.queue); n != 1 {
+			t.Errorf("%d frames queued behind the one being written", n)
+		}
+		cancel()
+		if err := <-queued; !errors.Is(err, cfs.Canceled) || time.Since(start) != 0 {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+		go func() {
+			for {
+				var h header
+				if err := r.next(&h); err != nil {
+					return
+				}
+				if err := r.skip(int(h.bodyLen+h.payloadLen), "rest"); err != nil || h.id != 1 {
+					t.Errorf("request %d: %v", h.id, err)
+				}
+				server.Write(frameBytes(t, header{op: h.op, flags: flagReply, id: h.id}, nil, nil))
+			}
+		}()
+		if err := <-stuck; err != nil {
+			t.Errorf("the call before it: %v", err)
+		}
+		synctest.Wait()
+		if len(c.slots) != 0 || len(c.pending) != 0 {
+			t.Errorf("%d places taken, %d calls pending", len(c.slots), len(c.pending))
+		}
+		c.Close()
+		server.Close()
+	})
+}
+
 // The deadline also ends a call that the server just does not answer; the connection lives.
 func TestDeadlineWithoutAnAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
