@@ -42,7 +42,8 @@ func (d *Dir) Rewind() {
 	d.starts, d.page = d.starts[:1], -1
 }
 
-// At is the entry at a position with its attributes; false after the last.
+// At is the entry at a position, with its attributes while they are fresh; false
+// after the last.
 func (d *Dir) At(ctx context.Context, pos uint64) (cfs.Dirent, bool, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -69,11 +70,23 @@ func (d *Dir) At(ctx context.Context, pos uint64) (cfs.Dirent, bool, error) {
 		return cfs.Dirent{}, false, nil
 	}
 	e := d.list[at]
-	if e.Attr != nil {
-		a := d.c.overlay(*e.Attr)
-		e.Attr = &a
-	}
+	e.Attr = d.current(&e)
 	return e, true, nil
+}
+
+// current is an entry's attributes if they are fresh: a reader may take its time
+// over a page, and change what is in it meanwhile.
+func (d *Dir) current(e *cfs.Dirent) *cfs.Attr {
+	i, ok := d.c.cache.name(d.ino, e.Name)
+	if !ok || i != e.Ino {
+		return nil
+	}
+	a, ok := d.c.cache.attr(i)
+	if !ok {
+		return nil
+	}
+	a = d.c.overlay(a)
+	return &a
 }
 
 func (d *Dir) load(ctx context.Context, page int) error {

@@ -21,20 +21,15 @@ type File struct {
 
 // Open opens a regular file as the cluster has it now; O_TRUNC empties it.
 func (c *Client) Open(ctx context.Context, i cfs.Ino, flags int) (*File, error) {
-	a, err := c.askExtents(ctx, i, 0)
-	if err != nil {
+	// Known as open before the leader is asked: what this client commits while the
+	// answer is on its way makes the answer old.
+	n := c.open(i)
+	if _, err := n.loadExtents(ctx, 0); err != nil {
+		c.release(ctx, n)
 		return nil, err
 	}
-	n := c.open(a.Attr)
-	n.mu.Lock()
-	version := n.extents.version
-	current := n.attr.Gen == a.Attr.Gen
-	n.mu.Unlock()
-	if current {
-		n.install(a, 0, version)
-	}
 	f := &File{c: c, n: n, flags: flags}
-	if flags&unix.O_TRUNC != 0 && flags&unix.O_ACCMODE != unix.O_RDONLY && n.overlay(a.Attr).Size > 0 {
+	if flags&unix.O_TRUNC != 0 && flags&unix.O_ACCMODE != unix.O_RDONLY && n.size() > 0 {
 		if _, err := c.SetAttr(ctx, cfs.Cred{}, i, cfs.SetSize, cfs.Attr{}); err != nil {
 			c.release(ctx, n)
 			return nil, err
@@ -46,7 +41,9 @@ func (c *Client) Open(ctx context.Context, i cfs.Ino, flags int) (*File, error) 
 // OpenNew opens a file that this client has just created, with the attributes
 // that Create returned: the cluster need not be asked.
 func (c *Client) OpenNew(a cfs.Attr, flags int) *File {
-	return &File{c: c, n: c.open(a), flags: flags}
+	n := c.open(a.Ino)
+	n.observe(c.cache.putAttr(a))
+	return &File{c: c, n: n, flags: flags}
 }
 
 // Attr is the file's attributes with what is written here.

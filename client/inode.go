@@ -61,16 +61,15 @@ func (c *Client) openCount() int {
 }
 
 // open takes a reference to the shared state of an inode.
-func (c *Client) open(a cfs.Attr) *inode {
+func (c *Client) open(i cfs.Ino) *inode {
 	c.mu.Lock()
-	n := c.inodes[a.Ino]
+	defer c.mu.Unlock()
+	n := c.inodes[i]
 	if n == nil {
-		n = &inode{c: c, ino: a.Ino, moved: make(chan struct{})}
-		c.inodes[a.Ino] = n
+		n = &inode{c: c, ino: i, moved: make(chan struct{})}
+		c.inodes[i] = n
 	}
 	n.refs++
-	c.mu.Unlock()
-	n.observe(a)
 	return n
 }
 
@@ -154,6 +153,12 @@ func (n *inode) overlay(a cfs.Attr) cfs.Attr {
 	return a
 }
 
+func (n *inode) size() uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.sizeLocked()
+}
+
 func (n *inode) sizeLocked() uint64 {
 	size := n.attr.Size
 	for _, k := range n.chunks {
@@ -188,9 +193,7 @@ func (n *inode) write(ctx context.Context, p []byte, off uint64, atEnd bool) (in
 	if atEnd {
 		n.appending.Lock()
 		defer n.appending.Unlock()
-		n.mu.Lock()
-		off = n.sizeLocked()
-		n.mu.Unlock()
+		off = n.size()
 	}
 	if off > cfs.MaxFileSize || uint64(len(p)) > cfs.MaxFileSize-off {
 		return 0, cfs.E("write", cfs.TooLarge, nil)
@@ -426,11 +429,11 @@ func (n *inode) install(a *cfs.Answer, off, version uint64) extentCache {
 	n.c.cache.putAttr(a.Attr)
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.extents.version != version {
-		return x
-	}
+	current := n.extents.version == version
 	n.observeLocked(a.Attr)
-	x.version = n.extents.version
-	n.extents = x
+	if current {
+		x.version = n.extents.version
+		n.extents = x
+	}
 	return x
 }

@@ -177,6 +177,9 @@ func TestCacheIsBounded(t *testing.T) {
 	c := newCache(time.Hour)
 	for i := range cfs.Ino(3 * maxCached) {
 		c.putAttr(cfs.Attr{Ino: i + 1, Gen: 1})
+		if i%1000 != 0 {
+			continue
+		}
 		if _, ok := c.attr(1); !ok { // in use: it stays
 			t.Fatalf("the attributes in use went after %d others", i)
 		}

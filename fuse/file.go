@@ -158,6 +158,14 @@ func (fs *fileSystem) unchanged(r *request, ino cfs.Ino) bool {
 	return known && gen == a.Gen
 }
 
+// distrust has the next open drop the kernel's pages of a file whose writes have
+// failed: they may hold what never arrived.
+func (fs *fileSystem) distrust(h *openFile, err error) {
+	if err != nil {
+		fs.opened.forget(h.ino)
+	}
+}
+
 // handle finds an open file; EBADF for a number that is not one.
 func (fs *fileSystem) handle(fh uint64) (*openFile, error) {
 	h, ok := fs.files.get(fh)
@@ -199,6 +207,7 @@ func (fs *fileSystem) Write(cancel <-chan struct{}, in *gofuse.WriteIn, data []b
 		return 0, r.end(err)
 	}
 	n, err := f.Write(r, data, in.Offset)
+	fs.distrust(h, err)
 	fs.metrics.bytes.written.Add(float64(n))
 	if n > 0 {
 		err = nil // a short write; what stopped it meets the next one, or the flush
@@ -230,6 +239,7 @@ func (fs *fileSystem) Flush(cancel <-chan struct{}, in *gofuse.FlushIn) gofuse.S
 	h, err := fs.handle(in.Fh)
 	if err == nil {
 		err = h.file.Flush(r)
+		fs.distrust(h, err)
 	}
 	return r.end(err)
 }
@@ -241,6 +251,7 @@ func (fs *fileSystem) Fsync(cancel <-chan struct{}, in *gofuse.FsyncIn) gofuse.S
 	h, err := fs.handle(in.Fh)
 	if err == nil {
 		err = h.file.Sync(r)
+		fs.distrust(h, err)
 	}
 	return r.end(err)
 }
@@ -256,6 +267,7 @@ func (fs *fileSystem) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
 	}
 	fs.metrics.open.Dec()
 	err := h.close(r)
+	fs.distrust(h, err)
 	if err != nil {
 		fs.log.Error("closing a file", "ino", uint64(h.ino), "err", err)
 	}

@@ -595,15 +595,18 @@ func (f *memFile) Seek(ctx context.Context, off uint64, whence int) (uint64, err
 		return 0, err
 	}
 	defer f.m.mu.Unlock()
-	for at := off; at < f.n.attr.Size; at = (at/cfs.BlockSize + 1) * cfs.BlockSize {
-		if data := f.n.pages[at/cfs.BlockSize] != nil; data == (whence == unix.SEEK_DATA) {
+	if whence == unix.SEEK_HOLE {
+		for f.n.pages[off/cfs.BlockSize] != nil {
+			off = (off/cfs.BlockSize + 1) * cfs.BlockSize
+		}
+		return min(off, f.n.attr.Size), nil
+	}
+	for _, block := range slices.Sorted(maps.Keys(f.n.pages)) {
+		if at := max(off, block*cfs.BlockSize); at < (block+1)*cfs.BlockSize && at < f.n.attr.Size {
 			return at, nil
 		}
 	}
-	if whence == unix.SEEK_HOLE {
-		return f.n.attr.Size, nil
-	}
-	return 0, syscall.ENXIO
+	return 0, cfs.E("lseek", cfs.IO, syscall.ENXIO)
 }
 
 func (f *memFile) Flush(ctx context.Context) error {

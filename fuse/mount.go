@@ -54,7 +54,7 @@ type Config struct {
 	AllowOther bool
 	// ReadAheadBytes is how far the kernel reads ahead; 0 for DefaultReadAheadBytes.
 	ReadAheadBytes int
-	// Logger must be given.
+	// Logger may be nil, for slog's default.
 	Logger *slog.Logger
 	// Metrics may be nil.
 	Metrics *Metrics
@@ -76,6 +76,9 @@ func Mount(cfg Config) (*Server, error) {
 }
 
 func mount(cfg Config, b backend) (*Server, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
 	point, err := prepare(cfg.Mountpoint, cfg.Logger)
 	if err != nil {
 		return nil, err

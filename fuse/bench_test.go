@@ -1,0 +1,56 @@
+package fuse
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// The front end alone, over a file system in memory: what the kernel's round
+// trip, go-fuse and this package cost.
+
+func BenchmarkStat(b *testing.B) {
+	m := newMemFS()
+	m.ttl = 0 // every stat is a request
+	dir, _ := mounted(b, m)
+	check(b, os.WriteFile(dir+"/f", nil, 0o644))
+	var st unix.Stat_t
+	for b.Loop() {
+		check(b, unix.Lstat(dir+"/f", &st))
+	}
+}
+
+func BenchmarkCreateAndClose(b *testing.B) {
+	dir, _ := mounted(b, newMemFS())
+	n := 0
+	for b.Loop() {
+		fd, err := unix.Open(fmt.Sprintf("%s/%d", dir, n), unix.O_CREAT|unix.O_WRONLY, 0o644)
+		check(b, err)
+		unix.Close(fd)
+		n++
+	}
+}
+
+func BenchmarkWrite(b *testing.B) { benchmarkIO(b, unix.O_RDWR, unix.Pwrite) }
+
+func BenchmarkReadDirect(b *testing.B) { benchmarkIO(b, unix.O_RDWR|unix.O_DIRECT, unix.Pread) }
+
+func benchmarkIO(b *testing.B, flags int, io func(int, []byte, int64) (int, error)) {
+	for _, size := range []int{4 << 10, 1 << 20} {
+		b.Run(fmt.Sprintf("%dKiB", size>>10), func(b *testing.B) {
+			dir, _ := mounted(b, newMemFS())
+			check(b, os.WriteFile(dir+"/f", pattern(1, size), 0o644))
+			fd, err := unix.Open(dir+"/f", flags, 0)
+			check(b, err)
+			defer unix.Close(fd)
+			p := make([]byte, size)
+			b.SetBytes(int64(size))
+			for b.Loop() {
+				_, err := io(fd, p, 0)
+				check(b, err)
+			}
+		})
+	}
+}
