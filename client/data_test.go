@@ -59,6 +59,26 @@ func TestSizes(t *testing.T) {
 	}
 }
 
+// TestFiveDevices: stripes of 3+2, whose shards do not divide a chunk's memory evenly.
+func TestFiveDevices(t *testing.T) {
+	b := newBed(t, 3)
+	b.apply(0, cfs.Op{Kind: cfs.OpSetDevice, Device: cfs.Device{ID: cfs.MakeDeviceID(2, 1), UUID: cfs.UUID{2, 1}, State: cfs.StateDown}})
+	b.plan()
+	c := b.mount(t)
+	data := map[int][]byte{}
+	for i, n := range []int{65537, 128 << 10, 1 << 20, 3 << 20, 3<<20 + 1, 4 << 20} {
+		data[n] = randomBytes(uint64(i), n)
+		ino := put(t, c, fmt.Sprint(n), data[n])
+		if g := b.group(b.extents(ino)[0].PG).Geometry; g != cfs.Geo3p2 {
+			t.Errorf("%d bytes are in a stripe of %v", n, g)
+		}
+	}
+	c = b.mount(t)
+	for n := range data {
+		check(t, c, fmt.Sprint(n), data[n])
+	}
+}
+
 func TestSparse(t *testing.T) {
 	b := newBed(t, 3)
 	c := b.mount(t)
@@ -373,7 +393,8 @@ func TestAppendersDoNotOverwrite(t *testing.T) {
 		f := open(t, c, "log", unix.O_WRONLY|unix.O_APPEND)
 		wg.Go(func() {
 			for i := range lines {
-				if _, err := f.Write(t.Context(), fmt.Appendf(nil, "%03d:%03d\n", w, i), 0); err != nil {
+				line := append(bytes.Repeat([]byte{'.'}, 3000), fmt.Sprintf("%03d:%03d\n", w, i)...) // chunks grow
+				if _, err := f.Write(t.Context(), line, 0); err != nil {
 					t.Error(err)
 				}
 			}
@@ -388,7 +409,7 @@ func TestAppendersDoNotOverwrite(t *testing.T) {
 	for _, l := range bytes.Split(bytes.TrimSuffix(got, []byte("\n")), []byte("\n")) {
 		seen[string(l)] = true
 	}
-	if len(got) != writers*lines*8 || len(seen) != writers*lines {
+	if len(got) != writers*lines*3008 || len(seen) != writers*lines {
 		t.Errorf("%d bytes, %d different lines", len(got), len(seen))
 	}
 }
