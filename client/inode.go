@@ -33,6 +33,7 @@ type inode struct {
 	chunks     []*chunk // not yet committed, oldest first: a later one covers an earlier
 	seq        uint64   // of the newest chunk
 	mtimeNS    int64    // of the last write
+	fullEnd    uint64   // of the last chunk that was filled: a sequential writer goes on there
 	err        error    // of a put or commit, until somebody has been told
 	committing bool
 	moved      chan struct{} // closed and replaced when chunks leave
@@ -225,7 +226,7 @@ func (n *inode) fill(p []byte, off uint64, limit int, spare **slab) (took, want 
 	k := n.chunkFor(off, off+uint64(len(p)), limit)
 	if k == nil {
 		want = min(len(p), limit)
-		if last := len(n.chunks) - 1; last >= 0 && n.chunks[last].end() == off && n.chunks[last].n >= limit {
+		if off == n.fullEnd && off > 0 {
 			want = limit // a sequential writer goes on
 		}
 		if *spare == nil || (*spare).size() < want {
@@ -251,7 +252,9 @@ func (n *inode) fill(p []byte, off uint64, limit int, spare **slab) (took, want 
 	n.mtimeNS = time.Now().UnixNano()
 	k.mtimeNS = n.mtimeNS
 	if k.n >= limit {
-		n.sealLocked(func(o *chunk) bool { return o == k })
+		n.fullEnd = k.end()
+		// Older ones too: commits go in order.
+		n.sealLocked(func(o *chunk) bool { return o.seq <= k.seq })
 	}
 	return took, 0
 }
