@@ -11,11 +11,11 @@ type Transfer struct {
 	res int32 // the kernel's answer
 }
 
-// ReadOp and WriteOp are Transfers, named by their direction.
-type (
-	ReadOp  = Transfer
-	WriteOp = Transfer
-)
+// ReadOp is a Transfer from the file.
+type ReadOp = Transfer
+
+// WriteOp is a Transfer to the file.
+type WriteOp = Transfer
 
 // File is a file that is registered with an engine; a value, to be copied.
 type File struct {

@@ -2,7 +2,6 @@ package nvme
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -205,7 +204,7 @@ func TestHeaderBitFlips(t *testing.T) {
 		headers = append(headers, end-int64(sizes[i])-4096)
 	}
 	for h, off := range headers {
-		for bit := range 100 {
+		for bit := range 80 {
 			at := bit // every bit of the first fields, then any
 			if bit >= 64 {
 				at = rng.IntN(4096 * 8)
@@ -351,20 +350,17 @@ func TestReuseHidesStaleRecords(t *testing.T) {
 		r.mustPut(l, keys[i], 72<<10)
 	}
 	l.Delete(keys)
-	r.mustPut(l, testKey(100), 4096)
+	const size = 36 << 10 // not what fits behind the six
+	r.mustPut(l, testKey(100), size)
 	l.Close()
 	l = r.log(dev, LogOptions{})
-	var again []Key
-	for _, rec := range l.List(nil, 100) {
-		again = append(again, rec.Key)
-	}
 	seg := l.segmentOf(testKey(100))
-	for _, k := range again {
-		if k != testKey(100) && l.segmentOf(k) == seg {
-			t.Errorf("%s of the segment's former life was found", k)
+	for _, rec := range l.List(nil, 100) {
+		if rec.Key != testKey(100) && l.segmentOf(rec.Key) == seg {
+			t.Errorf("%s of the segment's former life was found", rec.Key)
 		}
 	}
-	r.mustCheck(l, testKey(100), 4096)
+	r.mustCheck(l, testKey(100), size)
 }
 
 // TestForeignSegments formats a used device anew: nothing of its past is found.
@@ -391,22 +387,19 @@ func TestForeignSegments(t *testing.T) {
 // flush is made durable before it is believed: a put that is repeated is answered by it.
 func TestKilledLogWasNotFlushed(t *testing.T) {
 	r := newRig(t)
-	image, keys, sizes, _ := crashImage(t, r)
+	image, _, _, _ := crashImage(t, r)
 	dev := newMemDevice(image)
 	l := r.log(dev, LogOptions{})
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	_ = ctx
 	r.mustPut(l, testKey(50), 8192)
 	l.Close()
 	killed := newMemDevice(image)
 	killed.now = dev.content() // written, and nothing of it flushed
-	killed.unflushed = []memWrite{{0, dev.content()}}
+	killed.unflushed = []*memWrite{{data: dev.content(), done: true}}
 	l = r.log(killed, LogOptions{})
 	r.mustCheck(l, testKey(50), 8192)
 	l.Close()
-	if len(killed.unflushed) > 0 && bytes.Equal(killed.medium, image) {
-		t.Error("the start believed what it had not flushed")
-	}
-	_, _ = keys, sizes
+	killed.unflushed = nil
+	killed.now = killed.medium // the power fails too
+	l = r.log(killed, LogOptions{})
+	r.mustCheck(l, testKey(50), 8192)
 }

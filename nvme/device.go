@@ -68,7 +68,7 @@ type Device interface {
 const (
 	// lockWait is how long OpenDevice waits for another holder to go: the kernel
 	// keeps the files of a killed process until its io_uring requests have ended.
-	lockWait = 2 * time.Second
+	lockWait = 5 * time.Second
 	lockPoll = 10 * time.Millisecond
 )
 
@@ -88,6 +88,10 @@ type hostDevice struct {
 // outlive it. Busy when another process holds it, NotFound when there is
 // nothing, Invalid when it is something else; all name the path.
 func OpenDevice(path string, eng iopath.Engine) (Device, error) {
+	return openDevice(path, eng, lockWait)
+}
+
+func openDevice(path string, eng iopath.Engine, wait time.Duration) (Device, error) {
 	op := "open device " + path
 	st, err := os.Stat(path)
 	if err != nil {
@@ -104,10 +108,10 @@ func OpenDevice(path string, eng iopath.Engine) (Device, error) {
 	default:
 		return nil, cfs.Errorf(op, cfs.Invalid, "neither a regular file nor a block device")
 	}
-	f, err := openLocked(path, flags)
+	f, err := openLocked(path, flags, wait)
 	if errors.Is(err, syscall.EINVAL) {
 		info.Direct = false
-		f, err = openLocked(path, flags&^unix.O_DIRECT)
+		f, err = openLocked(path, flags&^unix.O_DIRECT, wait)
 	}
 	if err != nil {
 		kind := cfs.KindOf(err)
@@ -132,8 +136,8 @@ func OpenDevice(path string, eng iopath.Engine) (Device, error) {
 }
 
 // openLocked opens and locks path, waiting a little for another holder to go.
-func openLocked(path string, flags int) (*os.File, error) {
-	for deadline := time.Now().Add(lockWait); ; time.Sleep(lockPoll) {
+func openLocked(path string, flags int, wait time.Duration) (*os.File, error) {
+	for deadline := time.Now().Add(wait); ; time.Sleep(lockPoll) {
 		f, err := os.OpenFile(path, flags, 0)
 		if err == nil {
 			if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {

@@ -32,7 +32,7 @@ func testDevice(t *testing.T, r *rig, path string, kind Kind, sizeBytes int64) {
 		}
 	})
 	t.Run("InUse", func(t *testing.T) {
-		if _, err := OpenDevice(path, r.ring); cfs.KindOf(err) != cfs.Busy || !strings.Contains(err.Error(), path) {
+		if _, err := openDevice(path, r.ring, 2*lockPoll); cfs.KindOf(err) != cfs.Busy || !strings.Contains(err.Error(), path) {
 			t.Errorf("second open: %v", err)
 		}
 	})

@@ -39,7 +39,7 @@ type segmentHeader struct {
 	salt    uint64   // random; every batch header of this life repeats it
 	index   uint32   // of the segment on the device
 	bytes   uint32   // of the segment
-	durable position // all before it was acknowledged or failed when this was written
+	durable position // all before it was acknowledged or erased when this was written
 }
 
 // encodeSegment fills the copies of a segment's header for device offset off.

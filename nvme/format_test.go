@@ -58,6 +58,7 @@ func FuzzSegmentHeader(f *testing.F) {
 			if err != nil {
 				return
 			}
+			blks := make([]byte, segHeaderBlocks*cfs.BlockSize)
 			encodeSegment(blks, &h, fuzzOff)
 			for i := range segHeaderBlocks {
 				off := int64(i) * cfs.BlockSize

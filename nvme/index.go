@@ -40,8 +40,9 @@ type group struct {
 const indexDegree = 32
 
 // index finds and orders the live records. The B-tree holds the entries
-// themselves: 32 bytes a record, about 48 with the slack of its nodes (a test
-// holds it under 70). Guarded by Log.mu.
+// themselves: 32 bytes a record, 48 to 68 with the slack of its nodes (which
+// are half full after keys in ascending order; a test holds it under 70).
+// Guarded by Log.mu.
 type index struct {
 	tree    *btree.BTreeG[entry]
 	groups  []group

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/invariants"
 	"github.com/claudefs/claudefs/iopath"
 )
 
@@ -93,9 +94,10 @@ type Log struct {
 	space   space
 	pending map[Key]*put // admitted, not yet in the index
 
-	flow     []*batch // in flight, in the log's order
-	written  int      // of flow, waiting for a flush
-	flushing bool
+	flow      []*batch // in flight, in the log's order
+	written   int      // of flow, waiting for a flush
+	flushing  bool
+	condemned []*batch // failed: their headers are to be erased, lest a start believes them
 
 	small        []*put        // small records that wait for a writer
 	smallWriters int           // writers of small records at work
@@ -231,6 +233,7 @@ func (l *Log) Delete(keys []Key) int {
 // forgetLocked takes an entry that has left the index out of its segment.
 func (l *Log) forgetLocked(e *entry) {
 	l.crcs.delete(place(e.seg, uint32(e.payload)))
+	invariants.Check(l.space.segs[e.seg].live > 0, "segment %d has no record to forget", e.seg)
 	l.space.segs[e.seg].live--
 	l.stats.LiveBytes -= int64(e.sizeBytes())
 	l.freeIfDeadLocked(int(e.seg))

@@ -6,10 +6,12 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/iopath"
 )
 
 func TestLogRoundTrip(t *testing.T) {
@@ -329,11 +331,9 @@ func TestLogAckOrder(t *testing.T) {
 	r.mustPut(l, testKey(0), 64<<10)
 	waitReady(l)
 	gate, entered := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	dev.set(func(int64) error {
-		first := false
-		once.Do(func() { first = true })
-		if first { // the first write is slow
+	var writes atomic.Int64
+	dev.set(func(iopath.WriteOp) error {
+		if writes.Add(1) == 1 { // the first write is slow
 			close(entered)
 			<-gate
 		}

@@ -3,6 +3,8 @@ package nvme
 import (
 	"errors"
 	"math/rand/v2"
+	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/claudefs/claudefs/cfs"
@@ -20,14 +22,15 @@ type memDevice struct {
 	mu        sync.Mutex
 	now       []byte // what reads see
 	medium    []byte // what surely survives
-	unflushed []memWrite
+	unflushed []*memWrite
 	left      int // operations until the power cut; negative for never
 	cut       bool
 }
 
 type memWrite struct {
-	off  int64
-	data []byte
+	off           int64
+	data          []byte
+	done, durable bool
 }
 
 func newMemDevice(content []byte) *memDevice {
@@ -77,26 +80,53 @@ func (d *memDevice) Write(ops []iopath.WriteOp) error {
 	if !alive && !victim {
 		return cfs.E("write memory", cfs.IO, errPowerCut)
 	}
+	var writes []*memWrite
 	for i := range ops {
 		copy(d.now[ops[i].Off:], ops[i].P)
-		d.unflushed = append(d.unflushed, memWrite{ops[i].Off, append([]byte(nil), ops[i].P...)})
+		writes = append(writes, &memWrite{off: ops[i].Off, data: append([]byte(nil), ops[i].P...)})
 	}
+	d.unflushed = append(d.unflushed, writes...)
 	if victim {
 		return cfs.E("write memory", cfs.IO, errPowerCut)
+	}
+	d.pause()
+	for _, w := range writes {
+		w.done = true
 	}
 	return nil
 }
 
+// pause lets other operations run while one is under way.
+func (d *memDevice) pause() {
+	d.mu.Unlock()
+	for range rand.IntN(20) {
+		runtime.Gosched()
+	}
+	d.mu.Lock()
+}
+
+// Flush makes the writes durable that were done when it began, and no other.
 func (d *memDevice) Flush() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if alive, _ := d.step(); !alive {
 		return cfs.E("flush memory", cfs.IO, errPowerCut)
 	}
+	var covered []*memWrite
 	for _, w := range d.unflushed {
-		copy(d.medium[w.off:], w.data)
+		if w.done {
+			covered = append(covered, w)
+		}
 	}
-	d.unflushed = nil
+	d.pause()
+	if d.cut {
+		return cfs.E("flush memory", cfs.IO, errPowerCut)
+	}
+	for _, w := range covered {
+		copy(d.medium[w.off:], w.data)
+		w.durable = true
+	}
+	d.unflushed = slices.DeleteFunc(d.unflushed, func(w *memWrite) bool { return w.durable })
 	return nil
 }
 

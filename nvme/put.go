@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/invariants"
 	"github.com/claudefs/claudefs/iopath"
 )
 
@@ -248,6 +249,9 @@ func (l *Log) startLocked(puts []*put) *batch {
 	}
 	s := &l.space.segs[seg]
 	b := &batch{puts: puts, seg: seg, pos: position{s.seq, block}, blocks: blocks}
+	if n := len(l.flow); n > 0 {
+		invariants.Check(l.flow[n-1].pos.before(b.pos), "batch at %v behind one at %v", b.pos, l.flow[n-1].pos)
+	}
 	l.flow = append(l.flow, b)
 	b.header = batchHeader{seq: s.seq, salt: s.salt, block: block, payloadBlocks: blocks - 1, durable: l.durableLocked()}
 	return b
@@ -373,7 +377,6 @@ func (l *Log) settleLocked() {
 			break
 		}
 		n++
-		l.space.segs[b.seg].writers--
 		payload := b.pos.block + 1
 		for _, p := range b.puts {
 			if b.err == nil {
@@ -383,6 +386,12 @@ func (l *Log) settleLocked() {
 			payload += p.rec.Len / cfs.BlockSize
 			l.finishLocked(p, b.err)
 		}
+		if b.err != nil {
+			l.condemned = append(l.condemned, b)
+			l.changed.Broadcast()
+			continue
+		}
+		l.space.segs[b.seg].writers--
 		l.freeIfDeadLocked(b.seg)
 	}
 	l.flow = slices.Delete(l.flow, 0, n)

@@ -204,17 +204,17 @@ func (r *rig) write(data []byte) string {
 type faulty struct {
 	Device
 	mu      sync.Mutex
-	onWrite func(off int64) error
+	onWrite func(op iopath.WriteOp) error
 	onFlush func() error
 }
 
-func (f *faulty) set(onWrite func(off int64) error, onFlush func() error) {
+func (f *faulty) set(onWrite func(op iopath.WriteOp) error, onFlush func() error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.onWrite, f.onFlush = onWrite, onFlush
 }
 
-func (f *faulty) hooks() (func(off int64) error, func() error) {
+func (f *faulty) hooks() (func(op iopath.WriteOp) error, func() error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.onWrite, f.onFlush
@@ -222,7 +222,7 @@ func (f *faulty) hooks() (func(off int64) error, func() error) {
 
 func (f *faulty) Write(ops []iopath.WriteOp) error {
 	if on, _ := f.hooks(); on != nil {
-		if err := on(ops[0].Off); err != nil {
+		if err := on(ops[0]); err != nil {
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/invariants"
 	"github.com/claudefs/claudefs/iopath"
 )
 
@@ -141,34 +142,42 @@ func (l *Log) freeIfDeadLocked(seg int) {
 	l.changed.Broadcast()
 }
 
-// prepareLoop discards dead segments and keeps one prepared ahead of need: its
-// header is written and flushed before any record goes into it, so that no
-// crash mixes two lives of a segment.
+// prepareLoop erases failed batches, discards dead segments, and keeps one
+// segment prepared ahead of need: its header is written and flushed before any
+// record goes into it, so that no crash mixes two lives of a segment.
 func (l *Log) prepareLoop() {
 	defer close(l.ended)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	sp := &l.space
 	for !l.stop {
-		if n := len(sp.dead); n > 0 {
-			seg := sp.dead[n-1]
-			sp.dead = sp.dead[:n-1]
-			sp.preparing = true
-			l.discardLocked(seg)
-			sp.preparing = false
-			sp.segs[seg].state = segFree
-			sp.free = append(sp.free, seg)
-			l.changed.Broadcast()
-			continue
-		}
-		if sp.ready != none || l.broken != nil {
+		if l.broken != nil || !l.prepareStepLocked() {
 			l.changed.Wait()
-			continue
 		}
+	}
+}
+
+// prepareStepLocked does one thing of prepareLoop, false when there is none to do.
+func (l *Log) prepareStepLocked() bool {
+	sp := &l.space
+	switch n := len(sp.dead); {
+	case len(l.condemned) > 0:
+		if err := l.eraseLocked(); err != nil {
+			l.failedLocked(err)
+		}
+	case n > 0:
+		seg := sp.dead[n-1]
+		sp.dead = sp.dead[:n-1]
+		sp.preparing = true
+		l.discardLocked(seg)
+		sp.preparing = false
+		sp.segs[seg].state = segFree
+		sp.free = append(sp.free, seg)
+	case sp.ready != none:
+		return false
+	default:
 		seg := sp.take()
 		if seg == none {
-			l.changed.Wait()
-			continue
+			return false
 		}
 		sp.preparing = true
 		err := l.prepareLocked(seg)
@@ -180,8 +189,37 @@ func (l *Log) prepareLoop() {
 			sp.segs[seg].state = segReady
 			sp.ready = seg
 		}
-		l.changed.Broadcast()
 	}
+	l.changed.Broadcast()
+	return true
+}
+
+// eraseLocked overwrites the headers of failed batches, releasing mu meanwhile.
+// Until then the durable position stays in front of them: a start would take a
+// whole header behind which the payload never arrived for a record, and a
+// repeated put for done.
+func (l *Log) eraseLocked() error {
+	failed := slices.Clone(l.condemned)
+	l.mu.Unlock()
+	clear(l.prepMem.Bytes())
+	ops := make([]iopath.WriteOp, len(failed))
+	for i, b := range failed {
+		ops[i] = iopath.WriteOp{P: l.prepMem.Bytes()[:cfs.BlockSize], Off: l.segOffset(b.seg, b.pos.block)}
+	}
+	err := l.dev.Write(ops)
+	if err == nil {
+		err = l.dev.Flush()
+	}
+	l.mu.Lock()
+	if err != nil {
+		return err
+	}
+	l.condemned = slices.Delete(l.condemned, 0, len(failed))
+	for _, b := range failed {
+		l.space.segs[b.seg].writers--
+		l.freeIfDeadLocked(b.seg)
+	}
+	return nil
 }
 
 // discardLocked gives a dead segment's blocks back to the device, releasing mu.
@@ -201,6 +239,7 @@ func (l *Log) discardLocked(seg int) {
 // prepareLocked starts a new life of a segment, releasing mu while it writes.
 func (l *Log) prepareLocked(seg int) error {
 	s := &l.space.segs[seg]
+	invariants.Check(s.idle(), "segment %d is used anew with %d live records, %d readers, %d writers", seg, s.live, s.readers, s.writers)
 	l.space.lastSeq++
 	*s = segment{state: segPreparing, seq: l.space.lastSeq, salt: randomSalt(), tail: segHeaderBlocks}
 	h := s.header(&l.sb, uint32(seg))
@@ -215,8 +254,11 @@ func (l *Log) prepareLocked(seg int) error {
 	return l.dev.Flush()
 }
 
-// durableLocked is the place before which everything was acknowledged or failed.
+// durableLocked is the place before which everything was acknowledged, or had failed and was erased.
 func (l *Log) durableLocked() position {
+	if len(l.condemned) > 0 {
+		return l.condemned[0].pos
+	}
 	if len(l.flow) > 0 {
 		return l.flow[0].pos
 	}
