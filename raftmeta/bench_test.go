@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
@@ -19,7 +21,12 @@ import (
 func BenchmarkCommit(b *testing.B) {
 	for _, clients := range []int{1, 16} {
 		b.Run(fmt.Sprint("clients=", clients), func(b *testing.B) {
-			c := newCluster(b, 3, func(cfg *Config) { cfg.SegmentBytes = 64 << 20; cfg.CacheBytes = 0; cfg.SessionTimeout = time.Hour })
+			c := newCluster(b, 3, func(cfg *Config) {
+				cfg.SegmentBytes = 64 << 20
+				cfg.CacheBytes = 0
+				cfg.SessionTimeout = time.Hour
+				cfg.Metrics = NewMetrics(nil)
+			})
 			s := c.session()
 			n := c.leader().node
 			var seq atomic.Uint64
@@ -54,6 +61,13 @@ func BenchmarkCommit(b *testing.B) {
 			unix.Getrusage(unix.RUSAGE_SELF, &after)
 			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "commits/s")
 			b.ReportMetric(float64(after.Utime.Nano()+after.Stime.Nano()-before.Utime.Nano()-before.Stime.Nano())/1e3/float64(b.N), "cpu-us/op")
+			for stage, o := range map[string]prometheus.Observer{"queue": n.metrics.queue, "replicate": n.metrics.repl, "sync": n.metrics.sync, "apply": n.metrics.apply} {
+				var m dto.Metric
+				if err := o.(prometheus.Histogram).Write(&m); err != nil {
+					b.Fatal(err)
+				}
+				b.ReportMetric(m.Histogram.GetSampleSum()*1e6/float64(m.Histogram.GetSampleCount()), stage+"-us")
+			}
 		})
 	}
 }

@@ -70,6 +70,8 @@ func newCluster(t testing.TB, n int, adjust func(*Config)) *cluster {
 	for i, m := range c.members {
 		c.start(m, lns[i])
 	}
+	first := c.members[0].node.loop // rather than wait for a timeout
+	first.do(func() error { return first.raft.Campaign() })
 	return c
 }
 

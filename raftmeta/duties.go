@@ -303,16 +303,11 @@ func (d *duties) updateNodes(ctx context.Context) error {
 }
 
 // planGroups records the groups that suit the map. It waits until every voter
-// has been heard of, or has had the time for it: groups are not to be planned
-// from a cluster that is just coming up.
+// has been heard of, and is in the map, or has had the time for it: groups are
+// not to be planned from a cluster that is just coming up.
 func (d *duties) planGroups(ctx context.Context) error {
-	if !d.settled {
-		d.mu.Lock()
-		heard := len(d.beats)
-		d.mu.Unlock()
-		if d.settled = heard >= len(d.n.cfg.Seeds) || time.Since(d.began) > d.n.cfg.NodeTimeout; !d.settled {
-			return nil
-		}
+	if d.settled = d.settled || d.settles(); !d.settled {
+		return nil
 	}
 	for ctx.Err() == nil {
 		m := d.n.Map()
@@ -335,6 +330,16 @@ func (d *duties) planGroups(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (d *duties) settles() bool {
+	if time.Since(d.began) > d.n.cfg.NodeTimeout {
+		return true
+	}
+	d.mu.Lock()
+	heard := len(d.beats)
+	d.mu.Unlock()
+	return heard >= len(d.n.cfg.Seeds) && len(d.changes(d.n.Map())) == 0
 }
 
 // reap works off queued deletions, some at a time.

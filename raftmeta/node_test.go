@@ -325,15 +325,19 @@ func TestNodesComeAndGo(t *testing.T) {
 	c := newCluster(t, 3, func(cfg *Config) { cfg.NodeTimeout = 600 * time.Millisecond })
 	c.startBeats()
 	leader := c.leader()
-	c.wait("groups", func() bool { all, using := writable(leader.node.Map(), 1); return all > 0 && using == all })
+	c.wait("4+2 groups over all nodes", func() bool {
+		m := leader.node.Map()
+		all, using := writable(m, 1)
+		for _, g := range m.Groups {
+			if g.Writable && g.Geometry != cfs.Geo4p2 && g.Geometry != cfs.Geo1p2 {
+				return false // planned while not all had been heard of: replaced when they have
+			}
+		}
+		return all > 0 && using == all && len(m.Devices) == 6
+	})
 	m := leader.node.Map()
 	if len(m.Nodes) != 3 || len(m.Devices) != 6 || !m.Nodes[0].Voter || m.Nodes[0].Addr != c.seeds[0] {
 		t.Errorf("map %+v", m)
-	}
-	for _, g := range m.Groups {
-		if g.Writable && g.Geometry != cfs.Geo4p2 && g.Geometry != cfs.Geo1p2 {
-			t.Errorf("group %+v", g)
-		}
 	}
 	a, err := c.query(&cfs.Query{Kind: cfs.QueryMap})
 	if err != nil || a.Map == nil || a.Map.Devices[0].Used != 1000 {
@@ -454,9 +458,6 @@ func TestBoundedProposals(t *testing.T) {
 
 func TestCloseHandsLeadershipOver(t *testing.T) {
 	c := newCluster(t, 3, func(cfg *Config) { cfg.TickInterval = time.Second }) // no election by timeout in time
-	for _, m := range c.members[:1] {
-		m.node.loop.do(func() error { return m.node.loop.raft.Campaign() })
-	}
 	leader := c.leader()
 	before := leader.node.lead.Load().term
 	start := time.Now()
