@@ -43,6 +43,8 @@ type node struct {
 	Metrics   string   `json:"metrics"`
 	Env       []string `json:"env,omitempty"`
 	Process   *process `json:"process,omitempty"`
+
+	wanted bool // it has been started, and nobody here has ended it
 }
 
 // Start makes a new cluster in spec.Dir and returns when it is usable. When it
@@ -131,6 +133,9 @@ func Load(dir string, logger *slog.Logger) (*Cluster, error) {
 		return nil, err
 	}
 	c := &Cluster{spec: spec, st: st, log: spec.Logger, spawn: newSpawner()}
+	for _, n := range st.Nodes {
+		n.wanted = n.Process.alive()
+	}
 	for _, m := range st.Mounts {
 		m.c = c
 	}
@@ -150,6 +155,7 @@ func (c *Cluster) firstStart(ctx context.Context) error {
 		}
 		c.log.Warn("a port is taken: starting again with others", "err", err)
 		for _, n := range c.st.Nodes {
+			n.wanted = false
 			n.Process.kill()
 			if err := os.RemoveAll(c.dataDir(n.ID)); err != nil {
 				return cfs.E("clear "+c.dataDir(n.ID), cfs.KindOf(err), err)
@@ -226,7 +232,7 @@ func (c *Cluster) startNode(n *node) error {
 		return err
 	}
 	c.log.Info("started a node", "node", n.ID, "listen", n.Listen, "pid", p.PID)
-	n.Process = p
+	n.Process, n.wanted = p, true
 	return c.save()
 }
 
@@ -253,6 +259,7 @@ func (c *Cluster) Kill(nodeID int) error {
 	if !n.Process.alive() {
 		return cfs.Errorf(fmt.Sprintf("kill node %d", nodeID), cfs.Invalid, "it is not running")
 	}
+	n.wanted = false
 	n.Process.kill()
 	c.log.Info("killed a node", "node", nodeID)
 	return nil
@@ -280,6 +287,7 @@ func (c *Cluster) KillAll() error {
 		m.Process.signal(syscall.SIGKILL)
 	}
 	for _, n := range c.st.Nodes {
+		n.wanted = false
 		n.Process.signal(syscall.SIGKILL)
 	}
 	var errs []error
@@ -304,6 +312,7 @@ func (c *Cluster) Stop(ctx context.Context) error {
 		}
 	}
 	for _, n := range c.st.Nodes {
+		n.wanted = false
 		n.Process.signal(syscall.SIGTERM)
 	}
 	for _, n := range c.st.Nodes {

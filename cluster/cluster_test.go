@@ -80,6 +80,7 @@ func TestSpecIsChecked(t *testing.T) {
 		{func(s *Spec) { s.Dir = "" }, "no directory"},
 		{func(s *Spec) { s.Binary = "" }, "no binary"},
 		{func(s *Spec) { s.Nodes = -1 }, "-1 nodes"},
+		{func(s *Spec) { s.Nodes = 1 }, "redundantly"},
 		{func(s *Spec) { s.Devices = 65 }, "65 devices"},
 		{func(s *Spec) { s.DeviceSizeBytes = 4096 }, "4096 bytes"},
 		{func(s *Spec) { s.PrewriteBytes = 1 << 40 }, "to prewrite"},
@@ -230,12 +231,16 @@ func FuzzParseMetrics(f *testing.F) {
 }
 
 func TestBestGeometry(t *testing.T) {
+	none := cfs.Geometry{}
 	for _, c := range []struct {
 		nodes, devices int
 		want           cfs.Geometry
-	}{{3, 2, cfs.Geo4p2}, {2, 2, cfs.Geo2p2}, {6, 1, cfs.Geo4p2}, {5, 1, cfs.Geo3p2}, {4, 1, cfs.Geo2p2}, {3, 1, cfs.Geo1p2}, {3, 4, cfs.Geo4p2}} {
-		if got := bestGeometry(c.nodes, c.devices); got != c.want {
-			t.Errorf("%d nodes of %d devices: %v, want %v", c.nodes, c.devices, got, c.want)
+	}{
+		{3, 2, cfs.Geo4p2}, {2, 2, cfs.Geo2p2}, {6, 1, cfs.Geo4p2}, {5, 1, cfs.Geo3p2}, {4, 1, cfs.Geo2p2}, {3, 1, cfs.Geo1p2}, {3, 4, cfs.Geo4p2},
+		{2, 1, none}, {1, 6, none},
+	} {
+		if got, ok := BestGeometry(c.nodes, c.devices); got != c.want || ok != (c.want != none) {
+			t.Errorf("%d nodes of %d devices: %v, %v, want %v", c.nodes, c.devices, got, ok, c.want)
 		}
 	}
 }

@@ -34,6 +34,9 @@ func (n *network) addr(id int) string { return fmt.Sprintf("%s%d", n.Prefix, id)
 // hostAddr is this machine's address as the nodes see it.
 func (n *network) hostAddr() string { return fmt.Sprintf("%s%d", n.Prefix, hostOctet) }
 
+// veth is the bridge's port of a node: at most 15 characters (IFNAMSIZ).
+func (n *network) veth(id int) string { return fmt.Sprintf("%sv%d", n.Bridge, id) }
+
 // planNetwork chooses names and a subnet that nobody here uses.
 func planNetwork(nodes int) (*network, error) {
 	token := randomToken(3)
@@ -68,7 +71,7 @@ func (n *network) up(ctx context.Context) error {
 		"link set " + n.Bridge + " up",
 	}
 	for i, ns := range n.Namespaces {
-		veth := fmt.Sprintf("%sv%d", n.Bridge, i+1) // at most 15 characters (IFNAMSIZ)
+		veth := n.veth(i + 1)
 		cmds = append(cmds,
 			"netns add "+ns,
 			"link add "+veth+" type veth peer name eth0 netns "+ns,
@@ -97,11 +100,29 @@ func (n *network) down(ctx context.Context) error {
 	}
 	for i, ns := range n.Namespaces {
 		// The pair goes first: with the namespace it would go only when its last process is reaped.
-		keep(ip(ctx, fmt.Sprintf("link del %sv%d", n.Bridge, i+1)))
+		keep(ip(ctx, "link del "+n.veth(i+1)))
 		keep(ip(ctx, "netns del "+ns))
 	}
 	keep(ip(ctx, "link del "+n.Bridge))
 	return first
+}
+
+// Isolate cuts a node off the network in both directions, as a pulled cable does;
+// it needs Spec.Namespaces. (A proxy's Cut spoils only what is sent to the node.)
+func (c *Cluster) Isolate(ctx context.Context, nodeID int) error { return c.link(ctx, nodeID, "down") }
+
+// Rejoin ends Isolate.
+func (c *Cluster) Rejoin(ctx context.Context, nodeID int) error { return c.link(ctx, nodeID, "up") }
+
+func (c *Cluster) link(ctx context.Context, nodeID int, state string) error {
+	if _, err := c.node(nodeID); err != nil {
+		return err
+	}
+	if c.st.Network == nil {
+		return cfs.Errorf(fmt.Sprintf("set the link of node %d %s", nodeID, state), cfs.Invalid, "it has no network namespace")
+	}
+	c.log.Info("network", "node", nodeID, "link", state)
+	return ip(ctx, "link set "+c.st.Network.veth(nodeID)+" "+state)
 }
 
 // ip runs ip(8).

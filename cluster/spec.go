@@ -94,6 +94,9 @@ func (s *Spec) complete() error {
 	case s.PrewriteBytes < 0 || s.PrewriteBytes > s.DeviceSizeBytes:
 		return cfs.Errorf(op, cfs.Usage, "%d bytes to prewrite on devices of %d", s.PrewriteBytes, s.DeviceSizeBytes)
 	}
+	if _, ok := BestGeometry(s.Nodes, s.Devices); !ok {
+		return cfs.Errorf(op, cfs.Usage, "%d nodes of %d devices cannot hold anything redundantly: at least 3 devices on 2 nodes are needed", s.Nodes, s.Devices)
+	}
 	for n := range s.ClockOffsets {
 		if n < 1 || n > s.Nodes {
 			return cfs.Errorf(op, cfs.Usage, "a clock offset for node %d of %d", n, s.Nodes)

@@ -51,12 +51,6 @@ func (c *Cluster) Leader(ctx context.Context) (int, error) {
 // take writes. A node that dies meanwhile is an error.
 func (c *Cluster) WaitUsable(ctx context.Context) error {
 	const op = "wait for a usable cluster"
-	var running []*node
-	for _, n := range c.st.Nodes {
-		if n.Process.alive() {
-			running = append(running, n)
-		}
-	}
 	ctx, cancel := context.WithTimeout(ctx, c.spec.StartTimeout)
 	defer cancel()
 	for begun := time.Now(); ; {
@@ -65,8 +59,8 @@ func (c *Cluster) WaitUsable(ctx context.Context) error {
 			c.log.Info("the cluster is usable", "after", time.Since(begun))
 			return nil
 		}
-		for _, n := range running {
-			if !n.Process.alive() {
+		for _, n := range c.st.Nodes {
+			if n.wanted && !n.Process.alive() {
 				return n.Process.died(fmt.Sprintf("start node %d", n.ID))
 			}
 		}
@@ -152,7 +146,7 @@ func mapNotUsable(m *wirepb.Map, running map[int]bool, devicesPerNode int) error
 	if len(upDevices) != up*devicesPerNode {
 		return cfs.Errorf(op, cfs.Unavailable, "%d of %d devices are up", len(upDevices), up*devicesPerNode)
 	}
-	best := bestGeometry(up, devicesPerNode)
+	best, _ := BestGeometry(up, devicesPerNode)
 	found := false
 	for _, g := range m.GetGroups() {
 		if !g.GetWritable() {
@@ -171,13 +165,13 @@ func mapNotUsable(m *wirepb.Map, running map[int]bool, devicesPerNode int) error
 	return nil
 }
 
-// bestGeometry is the widest that so many nodes allow: never two shards of a
-// stripe on a device, never more than m on a node.
-func bestGeometry(nodes, devicesPerNode int) cfs.Geometry {
-	for _, g := range []cfs.Geometry{cfs.Geo4p2, cfs.Geo3p2, cfs.Geo2p2} {
+// BestGeometry is the widest that so many nodes allow: never two shards of a
+// stripe on a device, never more than m on a node. False where not even copies are possible.
+func BestGeometry(nodes, devicesPerNode int) (cfs.Geometry, bool) {
+	for _, g := range []cfs.Geometry{cfs.Geo4p2, cfs.Geo3p2, cfs.Geo2p2, cfs.Geo1p2} {
 		if nodes*min(devicesPerNode, int(g.M)) >= g.Total() {
-			return g
+			return g, true
 		}
 	}
-	return cfs.Geo1p2
+	return cfs.Geometry{}, false
 }

@@ -29,12 +29,12 @@ const (
 // timer restarted, and end with its leadership.
 type duties struct {
 	n          *Node
-	began      time.Time // monotonic, as all times here
 	kick       chan struct{}
 	cancel     context.CancelFunc
 	inlineFull atomic.Bool
 
 	mu       sync.Mutex
+	hearing  time.Time                   // since when without a break: silence before it is ours (monotonic, as all times here)
 	sessions map[cfs.SessionID]time.Time // when last heard
 	beats    map[cfs.NodeID]*beat
 
@@ -54,12 +54,12 @@ type beat struct {
 func (l *loop) beginDuties() error {
 	n := l.n
 	ctx, cancel := context.WithCancel(context.Background())
-	d := &duties{n: n, began: time.Now(), kick: make(chan struct{}, 1), cancel: cancel,
+	d := &duties{n: n, hearing: time.Now(), kick: make(chan struct{}, 1), cancel: cancel,
 		sessions: map[cfs.SessionID]time.Time{}, beats: map[cfs.NodeID]*beat{}}
 	err := n.state.view(func(v kv.View) error {
 		open, err := fsm.Sessions(v)
 		for _, s := range open {
-			d.sessions[s.ID] = d.began
+			d.sessions[s.ID] = d.hearing
 		}
 		return err
 	})
@@ -86,14 +86,19 @@ func (d *duties) wake() {
 }
 
 func (d *duties) run(ctx context.Context) {
-	tick := time.NewTicker(min(dutyInterval, d.n.cfg.NodeTimeout/4, d.n.cfg.SessionTimeout/4))
+	interval := min(dutyInterval, d.n.cfg.NodeTimeout/4, d.n.cfg.SessionTimeout/4)
+	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
+		idle := time.Now()
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		case <-d.kick:
+		}
+		if late := time.Since(idle) - interval; late > d.n.cfg.NodeTimeout/4 {
+			d.hearAnew(late)
 		}
 		for _, duty := range []func(context.Context) error{d.expireSessions, d.updateNodes, d.planGroups, d.reap} {
 			if err := duty(ctx); err != nil && ctx.Err() == nil {
@@ -102,6 +107,20 @@ func (d *duties) run(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// hearAnew restarts every timer after this process itself was held up: what it
+// did not hear meanwhile says nothing of the others.
+func (d *duties) hearAnew(late time.Duration) {
+	d.n.log.Warn("leader was held up: nodes and sessions get their time anew", "late", late)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hearing = time.Now()
+}
+
+// silentLocked is how long a peer last heard at t has been silent while this leader was listening.
+func (d *duties) silentLocked(t time.Time) time.Duration {
+	return min(time.Since(t), time.Since(d.hearing))
 }
 
 // propose proposes the leader's own operations; a refusal is an error.
@@ -141,7 +160,7 @@ func (d *duties) expireSessions(ctx context.Context) error {
 	var ops []cfs.Op
 	d.mu.Lock()
 	for id, heard := range d.sessions {
-		if time.Since(heard) > d.n.cfg.SessionTimeout && len(ops) < maxExpiries {
+		if d.silentLocked(heard) > d.n.cfg.SessionTimeout && len(ops) < maxExpiries {
 			ops = append(ops, cfs.Op{Kind: cfs.OpExpireSession, Sess: id})
 		}
 	}
@@ -206,9 +225,10 @@ func (d *duties) hearNode(b *beat) error {
 // changes are the operations that bring the map to what the heartbeats say.
 func (d *duties) changes(m *cfs.Map) []cfs.Op {
 	d.mu.Lock()
-	beats := maps.Clone(d.beats)
+	beats, hearing := maps.Clone(d.beats), d.hearing
 	d.mu.Unlock()
 	now, timeout := time.Now(), d.n.cfg.NodeTimeout
+	patient := now.Sub(hearing) <= timeout // too early to call anybody silent
 	alive := func(id cfs.NodeID) *beat {
 		if b := beats[id]; b != nil && now.Sub(b.heard) <= timeout {
 			return b
@@ -225,7 +245,7 @@ func (d *duties) changes(m *cfs.Map) []cfs.Op {
 		if b := alive(have.ID); b != nil {
 			want.Addr = b.node.Addr
 			want.State = cfs.StateUp
-		} else if now.Sub(d.began) > timeout {
+		} else if !patient {
 			want.State = cfs.StateDown
 		}
 		if have.State == cfs.StateOut {
@@ -243,7 +263,7 @@ func (d *duties) changes(m *cfs.Map) []cfs.Op {
 	knownDevice := map[cfs.DeviceID]bool{}
 	for _, have := range m.Devices {
 		knownDevice[have.ID] = true
-		if want, changed := d.wanted(have, alive(have.ID.Node()), now); changed {
+		if want, changed := wanted(have, alive(have.ID.Node()), patient); changed {
 			device(want)
 		}
 	}
@@ -267,9 +287,9 @@ func reported(s cfs.State) cfs.State {
 	return s
 }
 
-// wanted is what the map should say of a device, given its node's heartbeat (nil
-// for none in time).
-func (d *duties) wanted(have cfs.Device, b *beat, now time.Time) (want cfs.Device, changed bool) {
+// wanted is what the map should say of a device, given its node's heartbeat: nil
+// for none in time, which says something unless the leader is patient.
+func wanted(have cfs.Device, b *beat, patient bool) (want cfs.Device, changed bool) {
 	want = have
 	switch {
 	case have.State == cfs.StateOut:
@@ -281,7 +301,7 @@ func (d *duties) wanted(have cfs.Device, b *beat, now time.Time) (want cfs.Devic
 				want.State, want.Capacity = reported(v.State), v.Capacity
 			}
 		}
-	case now.Sub(d.began) > d.n.cfg.NodeTimeout:
+	case !patient:
 		want.State = cfs.StateDown
 	}
 	return want, want.State != have.State || want.Capacity != have.Capacity
@@ -333,12 +353,12 @@ func (d *duties) planGroups(ctx context.Context) error {
 }
 
 func (d *duties) settles() bool {
-	if time.Since(d.began) > d.n.cfg.NodeTimeout {
+	d.mu.Lock()
+	heard, patience := len(d.beats), time.Since(d.hearing)
+	d.mu.Unlock()
+	if patience > d.n.cfg.NodeTimeout {
 		return true
 	}
-	d.mu.Lock()
-	heard := len(d.beats)
-	d.mu.Unlock()
 	return heard >= len(d.n.cfg.Seeds) && len(d.changes(d.n.Map())) == 0
 }
 

@@ -6,5 +6,4 @@
 //	corrupt_test.go   bytes of live shards flipped on the devices
 //	mounts_test.go    two mounts; the leader killed under writes
 //	launcher_test.go  namespaces, proxies, clocks; demo up and down
-//	input_test.go     wrong command lines, devices, ports and servers
 package test

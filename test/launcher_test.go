@@ -49,18 +49,29 @@ func TestNamespacesProxiesAndClocks(t *testing.T) {
 		t.Fatal(err)
 	}
 	cut := leader%c.Nodes() + 1
-	c.Proxy(cut).Cut()
+	if err := c.Isolate(t.Context(), cut); err != nil {
+		t.Fatal(err)
+	}
 	begun := time.Now()
 	during := write("during", 2)
 	t.Logf("node %d cut off, a write took %v", cut, time.Since(begun))
 	check("far", far)
-	c.Proxy(cut).Heal()
+	if err := c.Rejoin(t.Context(), cut); err != nil {
+		t.Fatal(err)
+	}
 	if err := c.WaitUsable(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	remount(t, m)
 	check("far", far)
 	check("during", during)
+
+	for n := 1; n <= c.Nodes(); n++ { // every connection breaks, and is made again
+		c.Proxy(n).Drop()
+	}
+	dropped := write("dropped", 3)
+	remount(t, m)
+	check("dropped", dropped)
 }
 
 func TestDemoUpAndDown(t *testing.T) {
@@ -109,5 +120,35 @@ func TestDemoUpAndDown(t *testing.T) {
 	}
 	if out, err := exec.Command(binary, "demo", "down", "--dir", dir).CombinedOutput(); err == nil || !strings.Contains(string(out), "no cluster") {
 		t.Errorf("demo down of nothing: %v\n%s", err, out)
+	}
+}
+
+// Wrong command lines of the demo: one line, exit status 2, nothing made.
+func TestDemoRefuses(t *testing.T) {
+	need(t)
+	for _, c := range []struct{ args, want string }{
+		{"demo --frobnicate", "--frobnicate"},
+		{"demo --nodes 2", "--nodes"},
+		{"demo --nodes 0", "--nodes"},
+		{"demo --device-size 1parsec", "1parsec"},
+		{"demo --dir DIR --device-size 256MiB", "too small"},
+		{"demo up", "dir"},
+		{"demo down", "dir"},
+		{"demo up --dir DIR --nodes 99", "99 nodes"},
+		{"demo up --dir DIR --device-size 1MiB", "1048576"},
+		{"demo sideways", "sideways"},
+	} {
+		dir := filepath.Join(newDir(t), "d")
+		cmd := exec.Command(binary, strings.Fields(strings.ReplaceAll(c.args, "DIR", dir))...)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		cmd.Run()
+		text := stderr.String()
+		if cmd.ProcessState.ExitCode() != 2 || strings.Count(text, "\n") != 1 || !strings.Contains(text, c.want) {
+			t.Errorf("cfs %s: exit %d, %q; want 2 and a line with %q", c.args, cmd.ProcessState.ExitCode(), text, c.want)
+		}
+		if _, err := os.Stat(dir); err == nil {
+			t.Errorf("cfs %s: made %s", c.args, dir)
+		}
 	}
 }

@@ -41,6 +41,9 @@ type demo struct {
 // Run runs the demo: nil only if every byte was right. Without opt.Keep nothing
 // is left behind, whatever happens.
 func Run(ctx context.Context, opt Options) (err error) {
+	if err := opt.check(); err != nil {
+		return err
+	}
 	d := &demo{opt: opt, out: &printer{w: opt.Out, terminal: opt.Terminal}}
 	if d.tools, err = findTools(ctx); err != nil {
 		return err
@@ -112,14 +115,14 @@ func (d *demo) runStep(ctx context.Context, run func(context.Context) error) err
 	for _, grace := range []time.Duration{interruptGrace, abortGrace} {
 		select {
 		case <-done:
-			return cfs.E("demo", cfs.Canceled, ctx.Err())
+			return cfs.Errorf("demo", cfs.Canceled, "interrupted")
 		case <-time.After(grace):
 		}
 		if m := d.mount; m != nil { // no step that starts or stops the cluster outlasts its context for long
 			m.Kill()
 		}
 	}
-	return cfs.E("demo", cfs.Canceled, ctx.Err())
+	return cfs.Errorf("demo", cfs.Canceled, "interrupted")
 }
 
 func (d *demo) look(context.Context) error {
@@ -161,6 +164,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 	spec := d.opt.spec(d.dir)
 	spec.PrewriteBytes = d.sizes.prewriteBytes
 	spec.Detach = d.opt.Keep
+	d.out.progress("writing %s of each device once, then starting", size(spec.PrewriteBytes))
 	begun := time.Now()
 	if d.cl, err = cluster.Start(ctx, spec); err != nil {
 		return err

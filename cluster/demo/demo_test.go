@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -51,13 +53,13 @@ func TestCopiedTreeVerifies(t *testing.T) {
 	if m.files != 5 || m.bytes != 3<<20+3 {
 		t.Errorf("%d files of %d bytes", m.files, m.bytes)
 	}
-	seen := int64(0)
+	var seen atomic.Int64
 	ctx := context.Background()
-	if err := m.verify(ctx, point, func(n int64) { seen = max(seen, n) }); err != nil {
+	if err := m.verify(ctx, point, func(int64) { seen.Add(1) }); err != nil {
 		t.Fatal(err)
 	}
-	if seen != int64(len(m.entries)) {
-		t.Errorf("progress ended at %d of %d", seen, len(m.entries))
+	if seen.Load() != int64(len(m.entries)) {
+		t.Errorf("progress was told %d times of %d", seen.Load(), len(m.entries))
 	}
 	if err := m.syncAll(ctx, point); err != nil {
 		t.Error(err)
@@ -305,5 +307,33 @@ func TestDirIsEmptyOrNew(t *testing.T) {
 	}
 	if _, err := makeDir(parent); cfs.KindOf(err) != cfs.NotEmpty {
 		t.Errorf("a directory with something in it: %v", err)
+	}
+}
+
+func TestUnbreakableClustersAreRefused(t *testing.T) {
+	for _, c := range []struct {
+		nodes, devices int
+		ok             bool
+	}{{3, 2, true}, {4, 1, true}, {3, 1, false}, {2, 2, false}, {0, 0, false}} {
+		err := Run(context.Background(), Options{Nodes: c.nodes, Devices: c.devices, Dir: filepath.Join(t.TempDir(), "x", "\x00"), Out: io.Discard})
+		if (cfs.KindOf(err) == cfs.Usage) == c.ok {
+			t.Errorf("%d nodes of %d devices: %v", c.nodes, c.devices, err)
+		}
+	}
+}
+
+func TestPlanSizes(t *testing.T) {
+	for _, c := range []struct {
+		short       bool
+		deviceBytes int64
+		want        cfs.Kind
+	}{{false, 8 << 30, cfs.KindOK}, {true, 1 << 30, cfs.KindOK}, {false, 1 << 30, cfs.Usage}, {true, 256 << 20, cfs.Usage}} {
+		s, err := planSizes(t.TempDir(), c.short, 6, c.deviceBytes)
+		if errors.Is(err, cfs.NoSpace) {
+			t.Skip("this disk is full: ", err)
+		}
+		if cfs.KindOf(err) != c.want || err == nil && s.prewriteBytes > c.deviceBytes {
+			t.Errorf("short %v on devices of %d: %+v, %v", c.short, c.deviceBytes, s, err)
+		}
 	}
 }

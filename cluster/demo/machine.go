@@ -24,6 +24,10 @@ const (
 	shortRateBytes     = 256 << 20
 	fullCreates        = 1000
 	shortCreates       = 400
+	// otherBytes bound the trees, and what is written while a node is dead.
+	otherBytes = 512 << 20
+	// rawFactor is the room on devices for a byte of a file: parity, and what is removed but not yet free.
+	rawFactor = 3
 	// spareBytes stay free on the disk beside what is prewritten.
 	spareBytes = 4 << 30
 )
@@ -76,6 +80,9 @@ func planSizes(dir string, short bool, devices int, deviceBytes int64) (sizes, e
 	s := sizes{fullPrewriteBytes, fullBigBytes, fullRateBytes, fullCreates}
 	if short {
 		s = sizes{shortPrewriteBytes, shortBigBytes, shortRateBytes, shortCreates}
+	}
+	if need := rawFactor * (rounds*s.rateBytes + s.bigBytes + otherBytes) / int64(devices); deviceBytes < need {
+		return s, cfs.Errorf("--device-size", cfs.Usage, "%s is too small for the demo: %d devices need %s each", size(deviceBytes), devices, size(need))
 	}
 	s.prewriteBytes = min(s.prewriteBytes, deviceBytes)
 	var st unix.Statfs_t

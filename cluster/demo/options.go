@@ -45,6 +45,16 @@ func DefaultParent() string {
 	return os.TempDir()
 }
 
+// check refuses a cluster that the demo could not break.
+func (o *Options) check() error {
+	// One node dies: the others must have a majority and hold redundant stripes.
+	_, redundant := cluster.BestGeometry(o.Nodes-1, o.Devices)
+	if o.Nodes < 3 || !redundant {
+		return cfs.Errorf("--nodes, --devices", cfs.Usage, "with one of %d nodes of %d devices dead nothing redundant could be written: at least 3 of 2, or 4 of 1, are needed", o.Nodes, o.Devices)
+	}
+	return nil
+}
+
 // spec is the cluster that the options ask for.
 func (o *Options) spec(dir string) cluster.Spec {
 	return cluster.Spec{
