@@ -130,6 +130,9 @@ type Result struct {
 	// second parent where it differs (Ino 0 for none).
 	Dir    Attr
 	NewDir Attr
+	// DirWas is Dir's generation before the change, where the change was to one
+	// directory: who knew all its names then knows them now.
+	DirWas uint64
 	// Session is the one that OpOpenSession made.
 	Session SessionID
 }

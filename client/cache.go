@@ -18,6 +18,8 @@ type cache struct {
 	mu    sync.Mutex
 	attrs twoGen[cfs.Ino, cachedAttr]
 	names twoGen[nameKey, cachedName]
+
+	listings map[cfs.Ino]*listing
 }
 
 type nameKey struct {
@@ -58,7 +60,7 @@ func (g *twoGen[K, V]) put(k K, v V) {
 	g.young[k] = v
 }
 
-func newCache(ttl time.Duration) *cache { return &cache{ttl: ttl} }
+func newCache(ttl time.Duration) *cache { return &cache{ttl: ttl, listings: map[cfs.Ino]*listing{}} }
 
 // attr is an inode's attributes, if known and fresh.
 func (c *cache) attr(i cfs.Ino) (cfs.Attr, bool) {

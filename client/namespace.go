@@ -16,6 +16,8 @@ func (c *Client) Lookup(ctx context.Context, dir cfs.Ino, name string) (cfs.Attr
 		if a, ok := c.cache.attr(i); ok {
 			return c.overlay(a), nil
 		}
+	} else if c.cache.absent(dir, name) {
+		return cfs.Attr{}, cfs.E("lookup", cfs.NotFound, nil)
 	}
 	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryLookup, Dir: dir, Name: name})
 	if a != nil && a.Dir.Ino != 0 {
@@ -122,6 +124,10 @@ func (c *Client) entryOp(ctx context.Context, cred cfs.Cred, op cfs.Op, dir cfs.
 	r := &res[0]
 	c.cache.putAttr(r.Dir)
 	c.cache.putName(dir, name, r.Attr.Ino, r.Dir.Gen)
+	c.cache.changed(dir, r.DirWas, r.Dir.Gen, name, true)
+	if op.Kind == cfs.OpCreate && r.Attr.IsDir() {
+		c.cache.made(r.Attr.Ino, r.Attr.Gen)
+	}
 	return c.overlay(c.cache.putAttr(r.Attr)), nil
 }
 
@@ -146,6 +152,7 @@ func (c *Client) removal(ctx context.Context, cred cfs.Cred, op cfs.Op) error {
 	}
 	c.cache.putAttr(res[0].Dir)
 	c.cache.putName(op.Dir, op.Name, 0, res[0].Dir.Gen)
+	c.cache.changed(op.Dir, res[0].DirWas, res[0].Dir.Gen, op.Name, false)
 	c.lostName(&res[0].Attr, op.Hold)
 	return nil
 }
@@ -168,6 +175,8 @@ func (c *Client) Rename(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name st
 		c.cache.putAttr(r.NewDir)
 		to = r.NewDir.Gen
 	}
+	c.cache.forgetListing(dir)
+	c.cache.forgetListing(newDir)
 	// The reply does not say what has moved, and what the cache knew of it may be old.
 	c.cache.forgetName(dir, name, r.Dir.Gen)
 	c.cache.forgetName(newDir, newName, to)

@@ -233,7 +233,7 @@ func ReplyToPB(p *cfs.Reply) *wirepb.Reply {
 	return &wirepb.Reply{
 		Kind: uint32(p.Kind), Failed: uint32(p.Failed), Index: p.Index,
 		Results: list(p.Results, func(x cfs.Result) *wirepb.Result {
-			return &wirepb.Result{Attr: AttrToPB(&x.Attr), Dir: AttrToPB(&x.Dir), NewDir: AttrToPB(&x.NewDir), Session: uint64(x.Session)}
+			return &wirepb.Result{Attr: AttrToPB(&x.Attr), Dir: AttrToPB(&x.Dir), NewDir: AttrToPB(&x.NewDir), Session: uint64(x.Session), DirWas: x.DirWas}
 		}),
 	}
 }
@@ -249,7 +249,7 @@ func ReplyFromPB(m *wirepb.Reply) (*cfs.Reply, error) {
 		return nil, r.err
 	}
 	p.Results = list(m.GetResults(), func(x *wirepb.Result) cfs.Result {
-		return cfs.Result{Attr: AttrFromPB(x.GetAttr()), Dir: AttrFromPB(x.GetDir()), NewDir: AttrFromPB(x.GetNewDir()), Session: cfs.SessionID(x.GetSession())}
+		return cfs.Result{Attr: AttrFromPB(x.GetAttr()), Dir: AttrFromPB(x.GetDir()), NewDir: AttrFromPB(x.GetNewDir()), Session: cfs.SessionID(x.GetSession()), DirWas: x.GetDirWas()}
 	})
 	return p, nil
 }

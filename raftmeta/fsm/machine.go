@@ -136,13 +136,9 @@ func (t *tx) settle(cmd *cfs.Command, sess *session, reply *cfs.Reply) {
 	if low == sess.lowWater && floor == sess.floor {
 		return
 	}
-	var old [][]byte
-	t.scan(replyKey(cmd.Session, sess.lowWater), replyKey(cmd.Session, low), func(k, _ []byte) bool {
-		old = append(old, append([]byte(nil), k...))
-		return true
-	})
-	for _, k := range old {
-		t.del(k)
+	// Not every sequence has a reply; deleting what is not there costs less than looking.
+	for seq := sess.lowWater; seq < min(low, sess.lowWater+MaxOutstanding); seq++ {
+		t.del(replyKey(cmd.Session, seq))
 	}
 	raised := floor > sess.floor
 	sess.lowWater, sess.floor = low, floor

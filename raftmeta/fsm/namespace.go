@@ -83,8 +83,8 @@ func (t *tx) create(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	}
 	t.setEntry(op.Dir, op.Name, n)
 	t.touch(n)
-	t.touchDir(dir)
-	res.Attr, res.Dir = n.Attr, dir.Attr
+	t.changedDir(dir, res)
+	res.Attr = n.Attr
 	return cfs.KindOK
 }
 
@@ -151,8 +151,8 @@ func (t *tx) link(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	n.Nlink++
 	t.setEntry(op.Dir, op.Name, n)
 	t.touch(n)
-	t.touchDir(dir)
-	res.Attr, res.Dir = n.Attr, dir.Attr
+	t.changedDir(dir, res)
+	res.Attr = n.Attr
 	return cfs.KindOK
 }
 
@@ -169,9 +169,9 @@ func (t *tx) unlink(op *cfs.Op, res *cfs.Result) cfs.Kind {
 		return cfs.IsDir
 	}
 	t.del(direntKey(op.Dir, op.Name))
-	t.touchDir(dir)
+	t.changedDir(dir, res)
 	t.dropLink(n, op.Hold)
-	res.Attr, res.Dir = n.Attr, dir.Attr
+	res.Attr = n.Attr
 	return cfs.KindOK
 }
 
@@ -244,10 +244,10 @@ func (t *tx) rmdir(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	}
 	t.del(direntKey(op.Dir, op.Name))
 	dir.Nlink--
-	t.touchDir(dir)
+	t.changedDir(dir, res)
 	t.destroy(n)
 	n.Nlink = 0
-	res.Attr, res.Dir = n.Attr, dir.Attr
+	res.Attr = n.Attr
 	return cfs.KindOK
 }
 

@@ -348,6 +348,7 @@ func encodeReply(r *cfs.Reply) []byte {
 			}
 		}
 		e.u64(uint64(res.Session))
+		e.u64(res.DirWas)
 	}
 	return e.b
 }
@@ -364,6 +365,7 @@ func decodeReply(b []byte) (*cfs.Reply, bool) {
 			}
 		}
 		res.Session = cfs.SessionID(d.u64())
+		res.DirWas = d.u64()
 		r.Results = append(r.Results, res)
 	}
 	return r, d.ok()

@@ -172,6 +172,14 @@ func (t *tx) touch(n *inode) {
 	t.putInode(n)
 }
 
+// changedDir stores the one directory whose entries an operation has changed,
+// and says so in its result.
+func (t *tx) changedDir(n *inode, res *cfs.Result) {
+	res.DirWas = n.Gen
+	t.touchDir(n)
+	res.Dir = n.Attr
+}
+
 // touchDir stores a directory whose entries have changed.
 func (t *tx) touchDir(n *inode) {
 	n.MtimeNS = t.now

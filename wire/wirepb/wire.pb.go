@@ -832,6 +832,7 @@ type Result struct {
 	Dir           *Attr                  `protobuf:"bytes,2,opt,name=dir,proto3" json:"dir,omitempty"`
 	NewDir        *Attr                  `protobuf:"bytes,3,opt,name=new_dir,json=newDir,proto3" json:"new_dir,omitempty"`
 	Session       uint64                 `protobuf:"varint,4,opt,name=session,proto3" json:"session,omitempty"`
+	DirWas        uint64                 `protobuf:"varint,5,opt,name=dir_was,json=dirWas,proto3" json:"dir_was,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -890,6 +891,13 @@ func (x *Result) GetNewDir() *Attr {
 func (x *Result) GetSession() uint64 {
 	if x != nil {
 		return x.Session
+	}
+	return 0
+}
+
+func (x *Result) GetDirWas() uint64 {
+	if x != nil {
+		return x.DirWas
 	}
 	return 0
 }
@@ -2686,12 +2694,13 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x03gid\x18\x06 \x01(\rR\x03gid\x12\x16\n" +
 	"\x06groups\x18\a \x03(\rR\x06groups\x12\x18\n" +
 	"\aenforce\x18\b \x01(\bR\aenforce\x12#\n" +
-	"\x03ops\x18\t \x03(\v2\x11.claudefs.wire.OpR\x03ops\"\xa0\x01\n" +
+	"\x03ops\x18\t \x03(\v2\x11.claudefs.wire.OpR\x03ops\"\xb9\x01\n" +
 	"\x06Result\x12'\n" +
 	"\x04attr\x18\x01 \x01(\v2\x13.claudefs.wire.AttrR\x04attr\x12%\n" +
 	"\x03dir\x18\x02 \x01(\v2\x13.claudefs.wire.AttrR\x03dir\x12,\n" +
 	"\anew_dir\x18\x03 \x01(\v2\x13.claudefs.wire.AttrR\x06newDir\x12\x18\n" +
-	"\asession\x18\x04 \x01(\x04R\asession\"z\n" +
+	"\asession\x18\x04 \x01(\x04R\asession\x12\x17\n" +
+	"\adir_was\x18\x05 \x01(\x04R\x06dirWas\"z\n" +
 	"\x05Reply\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x16\n" +
 	"\x06failed\x18\x02 \x01(\rR\x06failed\x12\x14\n" +
