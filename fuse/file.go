@@ -138,6 +138,9 @@ func (fs *fileSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofus
 			return r.end(gone(fs.abandon(r, h, err)))
 		}
 	}
+	if in.Flags&syscall.O_ACCMODE == syscall.O_RDONLY {
+		out.OpenFlags |= gofuse.FOPEN_NOFLUSH // nothing to commit at close: a request less
+	}
 	if fs.unchanged(r, ino) {
 		out.OpenFlags |= gofuse.FOPEN_KEEP_CACHE
 		fs.metrics.opens.kept.Inc()

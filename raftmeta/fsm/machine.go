@@ -116,6 +116,9 @@ func (t *tx) admit(cmd *cfs.Command) (*session, *cfs.Reply) {
 	case cmd.Seq-sess.lowWaterAfter(cmd) >= MaxOutstanding:
 		return nil, refuse(cfs.Overloaded)
 	}
+	if cmd.Seq > sess.highest {
+		return sess, nil
+	}
 	if r, ok := load(t, replyKey(cmd.Session, cmd.Seq), decodeReply); ok {
 		return sess, r
 	}
@@ -133,7 +136,7 @@ func (t *tx) settle(cmd *cfs.Command, sess *session, reply *cfs.Reply) {
 	t.set(replyKey(cmd.Session, cmd.Seq), encodeReply(reply))
 	low := sess.lowWaterAfter(cmd)
 	floor := max(sess.floor, cmd.Floor)
-	if low == sess.lowWater && floor == sess.floor {
+	if low == sess.lowWater && floor == sess.floor && cmd.Seq <= sess.highest {
 		return
 	}
 	// Not every sequence has a reply; deleting what is not there costs less than looking.
@@ -141,7 +144,7 @@ func (t *tx) settle(cmd *cfs.Command, sess *session, reply *cfs.Reply) {
 		t.del(replyKey(cmd.Session, seq))
 	}
 	raised := floor > sess.floor
-	sess.lowWater, sess.floor = low, floor
+	sess.lowWater, sess.floor, sess.highest = low, floor, max(sess.highest, cmd.Seq)
 	t.set(sessionKey(cmd.Session), encodeSession(sess))
 	if raised {
 		t.freeBelow(cmd.Session, floor)

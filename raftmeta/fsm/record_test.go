@@ -40,7 +40,7 @@ func forms() []form {
 		{"extent", recoder(func(b []byte) (cfs.Extent, bool) { return decodeExtent(fuzzEnd, b) }, func(x cfs.Extent) []byte { return encodeExtent(&x) }),
 			[][]byte{encodeExtent(&stripeExtent), encodeExtent(&inlineExtent), encodeExtent(&cfs.Extent{Off: 0, Len: fuzzEnd, Kind: cfs.ExtentUnwritten})}},
 		{"stripe", recoder(decodeStripe, encodeStripe), [][]byte{encodeStripe(&stripe{1, 2, 3, 4})}},
-		{"session", recoder(decodeSession, encodeSession), [][]byte{encodeSession(&session{1, 2, "host:123"}), encodeSession(&session{})}},
+		{"session", recoder(decodeSession, encodeSession), [][]byte{encodeSession(&session{1, 2, 3, "host:123"}), encodeSession(&session{})}},
 		{"node", recoder(decodeNode, encodeNode), [][]byte{encodeNode(&cfs.Node{ID: 1, Addr: "h:1", State: cfs.StateDown, Voter: true})}},
 		{"device", recoder(decodeDevice, encodeDevice), [][]byte{encodeDevice(&cfs.Device{ID: 1, UUID: cfs.UUID{1, 15: 2}, State: cfs.StateUp, Capacity: 3, FeedPos: 4})}},
 		{"group", recoder(decodePG, encodePG), [][]byte{encodePG(&cfs.PG{ID: 1, Geometry: cfs.Geo1p2, Epoch: 2, Writable: true,
