@@ -63,6 +63,7 @@ type Client struct {
 	layout   layoutHolder
 	cache    *cache
 	stats    Stats
+	flights  flights
 	suspects suspects // devices that do not answer
 	full     suspects // devices without space, which can be read
 	codecs   ec.Codecs
@@ -78,6 +79,7 @@ type Client struct {
 	inodes map[cfs.Ino]*inode
 
 	inlineFull atomic.Bool
+	complained atomic.Int64    // when the log last said that operations wait, Unix ns; 0: not
 	ctx        context.Context // ends with Close
 	cancel     context.CancelFunc
 	wg         sync.WaitGroup

@@ -20,6 +20,7 @@ const (
 	maxBackoff  = 200 * time.Millisecond
 	// complainAfter is when an operation that waits for the cluster is logged.
 	complainAfter = 5 * time.Second
+	complainEvery = 30 * time.Second
 )
 
 // do carries out operations as one command, exactly once, and returns their
@@ -106,7 +107,7 @@ func (c *Client) toLeader(ctx context.Context, op wire.Op, req, resp proto.Messa
 		defer cancel()
 	}
 	start := time.Now()
-	complained, followed := false, false
+	followed := false
 	backoff := minBackoff
 	for {
 		addr := *c.leader.Load()
@@ -114,8 +115,8 @@ func (c *Client) toLeader(ctx context.Context, op wire.Op, req, resp proto.Messa
 		_, err := c.meta.Call(attempt, addr, op, req, nil, resp, nil)
 		cancel()
 		if err == nil {
-			if complained {
-				c.log.Info("the cluster answers again", "after", time.Since(start).Round(time.Millisecond))
+			if time.Since(start) > complainAfter {
+				c.relieved()
 			}
 			return unsure, nil
 		}
@@ -132,9 +133,8 @@ func (c *Client) toLeader(ctx context.Context, op wire.Op, req, resp proto.Messa
 		default:
 			return unsure, err
 		}
-		if !complained && time.Since(start) > complainAfter {
-			complained = true
-			c.log.Warn("waiting for the cluster", "op", op.String(), "err", err)
+		if time.Since(start) > complainAfter {
+			c.complain("waiting for the cluster", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -144,6 +144,21 @@ func (c *Client) toLeader(ctx context.Context, op wire.Op, req, resp proto.Messa
 		case <-time.After(backoff):
 		}
 		backoff = min(2*backoff, maxBackoff)
+	}
+}
+
+// complain logs what operations wait for, once for all that wait.
+func (c *Client) complain(what string, err error) {
+	if now := time.Now(); now.Sub(time.Unix(0, c.complained.Load())) > complainEvery {
+		c.complained.Store(now.UnixNano())
+		c.log.Warn(what, "err", err)
+	}
+}
+
+// relieved logs that what was complained of is over.
+func (c *Client) relieved() {
+	if c.complained.Swap(0) != 0 {
+		c.log.Info("the cluster answers again")
 	}
 }
 

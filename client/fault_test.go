@@ -538,3 +538,31 @@ func TestSlowNode(t *testing.T) {
 	put(t, c, "f", data)
 	check(t, b.mount(t), "f", data)
 }
+
+// TestSilentNode neither answers nor refuses: writes to it end when the cluster
+// has agreed that it is down, not when the attempt does.
+func TestSilentNode(t *testing.T) {
+	b := newBed(t, 3)
+	c := b.mount(t)
+	b.nodes[1].delay.Store(int64(time.Hour))
+	data := randomBytes(1, 5<<20)
+	f := create(t, c, "f")
+	write(t, f, data, 0)
+	f.n.sealAll()
+	deadline := time.Now().Add(10 * time.Second)
+	for c.stats.shardsPut.Load() < 8 { // of two stripes, on the nodes that answer
+		if time.Now().After(deadline) {
+			t.Fatalf("%d shards put", c.stats.shardsPut.Load())
+		}
+		time.Sleep(time.Millisecond)
+	}
+	start := time.Now()
+	b.setState(b.nodes[1], cfs.StateDown)
+	if err := f.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(start); took > putAttempt/2 {
+		t.Errorf("%v after the node was down: the write waited for its attempt", took)
+	}
+	check(t, b.mount(t), "f", data)
+}

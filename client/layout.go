@@ -83,9 +83,53 @@ func (c *Client) refreshMap(ctx context.Context) error {
 		return cfs.Errorf("map", cfs.BadRequest, "answer without a map")
 	}
 	if a.Map.Version >= c.layout.get().Version {
-		c.layout.p.Store(newLayout(a.Map))
+		l := newLayout(a.Map)
+		c.layout.p.Store(l)
+		c.flights.passed(l)
 	}
 	return nil
+}
+
+// flights are the stripes being put. A map with another epoch of their group ends
+// them: they could not be committed, and the device that made the epoch pass may
+// never answer. The zero value is ready; maxPuts bounds it.
+type flights struct {
+	mu  sync.Mutex
+	set map[*flight]struct{}
+}
+
+type flight struct {
+	pg     cfs.PGID
+	epoch  cfs.Epoch
+	cancel context.CancelFunc
+}
+
+// begin notes a put to g; the context that it returns ends with the epoch, and by end.
+func (f *flights) begin(ctx context.Context, g *cfs.PG) (_ context.Context, end func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	x := &flight{g.ID, g.Epoch, cancel}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.set == nil {
+		f.set = map[*flight]struct{}{}
+	}
+	f.set[x] = struct{}{}
+	return ctx, func() {
+		cancel()
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.set, x)
+	}
+}
+
+func (f *flights) passed(l *layout) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for x := range f.set {
+		if g := l.groups[x.pg]; g == nil || g.Epoch != x.epoch {
+			x.cancel()
+		}
+	}
 }
 
 // pickGroup chooses the group for a stripe of up to n bytes, none of whose devices

@@ -80,7 +80,6 @@ func (c *Client) putStripe(ctx context.Context, sess *session, buf []byte, n int
 	start := time.Now()
 	full := 0
 	backoff := minBackoff
-	complained := false
 	for try := 0; ; try++ {
 		g := c.pickGroup(c.layout.get(), n)
 		err := error(cfs.E("put", cfs.Unavailable, errNoGroup))
@@ -88,6 +87,9 @@ func (c *Client) putStripe(ctx context.Context, sess *session, buf []byte, n int
 			id := cfs.StripeID{Session: sess.id, Counter: sess.stripes.take()}
 			size := min(n, int(g.Geometry.MaxData()))
 			if err = c.putShards(ctx, g, id, buf, uint32(size)); err == nil {
+				if time.Since(start) > complainAfter {
+					c.relieved()
+				}
 				x := cfs.Extent{Len: uint64(size), Kind: cfs.ExtentStripe, Stripe: id, PG: g.ID, StripeLen: uint32(size)}
 				return x, cfs.PGEpoch{PG: g.ID, Epoch: g.Epoch}, nil
 			}
@@ -105,9 +107,8 @@ func (c *Client) putStripe(ctx context.Context, sess *session, buf []byte, n int
 		if c.cfg.OpTimeout > 0 && time.Since(start) > c.cfg.OpTimeout {
 			return cfs.Extent{}, cfs.PGEpoch{}, cfs.E("put", cfs.Timeout, err)
 		}
-		if !complained && time.Since(start) > complainAfter {
-			complained = true
-			c.log.Warn("waiting for storage that takes writes", "err", err)
+		if time.Since(start) > complainAfter {
+			c.complain("waiting for storage that takes writes", err)
 		}
 		if try > 0 || g == nil {
 			sleep(ctx, backoff)
@@ -155,25 +156,33 @@ func (c *Client) putShards(ctx context.Context, g *cfs.PG, id cfs.StripeID, buf 
 			return err
 		}
 	}
+	ctx, end := c.flights.begin(ctx, g)
+	defer end()
 	errs := make([]error, len(shards))
+	put := func(i int) {
+		if errs[i] = c.putShard(ctx, g, id, i, shards[i]); errs[i] != nil {
+			end() // the stripe is put again whole: nothing waits for its other shards
+		}
+	}
 	var wg sync.WaitGroup
 	for i := range shards[1:] {
-		wg.Go(func() { errs[i+1] = c.putShard(ctx, g, id, i+1, shards[i+1]) })
+		wg.Go(func() { put(i + 1) })
 	}
-	errs[0] = c.putShard(ctx, g, id, 0, shards[0])
+	put(0)
 	wg.Wait()
 	return worst(errs)
 }
 
 // worst picks the failure that says most about what to do: no space, which more
-// attempts may not mend, over any other.
+// attempts may not mend, over any other, and one that is given up because of
+// another last.
 func worst(errs []error) error {
 	var first error
 	for _, err := range errs {
 		if errors.Is(err, cfs.NoSpace) {
 			return err
 		}
-		if first == nil {
+		if err != nil && (first == nil || errors.Is(first, cfs.Canceled)) {
 			first = err
 		}
 	}
