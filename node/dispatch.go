@@ -23,6 +23,9 @@ func (d *dispatch) Serve(ctx context.Context, r *wire.Request) (wire.Response, e
 	return d.raft.Serve(ctx, r)
 }
 
+// Receive takes one-way frames: the voters' messages.
+func (d *dispatch) Receive(r *wire.Request) error { return d.raft.Receive(r) }
+
 // alloc gives memory for an incoming payload: the arena's for shards, which go
 // to a device from there, ordinary memory for anything else (pieces of
 // snapshots; the wire bounds their length).

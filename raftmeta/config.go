@@ -21,7 +21,7 @@ const (
 	defaultMaxProposals = 4096
 	// maxReads bounds the queries that wait for their turn; beyond is cfs.Overloaded.
 	maxReads = 16384
-	// maxMessages bounds the messages that wait for the loop, and those that wait for one peer; more are dropped, as Raft allows.
+	// maxMessages bounds the messages that wait for the loop; more are dropped, as Raft allows.
 	maxMessages = 4096
 	// maxControl bounds the internal requests to the loop.
 	maxControl = 64
@@ -35,6 +35,8 @@ const (
 	maxUncommittedBytes = 64 << 20
 	// maxInflightMsgs bounds the unacknowledged messages to one voter.
 	maxInflightMsgs = 256
+	// maxInflightBytes bounds them too, well below what the wire keeps for a voter that reads slowly.
+	maxInflightBytes = 16 << 20
 
 	defaultCompactEntries = 64 << 10
 	defaultCompactBytes   = 64 << 20

@@ -18,7 +18,7 @@
 //	entry.go     an entry's bytes
 //	propose.go   commands: admission, waiting, answering
 //	read.go      queries: batched ReadIndex, then a view of the store
-//	peer.go      messages to the other voters
+//	peer.go      messages to and from the other voters
 //	snapshot.go  the whole state to a voter that the log no longer helps
 //	current.go   which state directory is the valid one, across crashes
 //	duties.go    what only the leader does: sessions, nodes, groups, reaping
@@ -28,7 +28,10 @@
 // # Who waits for whom
 //
 // The loop never waits for a goroutine, except for a state store that is being
-// replaced by a snapshot (queries that run finish first). Handlers wait for the
+// replaced by a snapshot (queries that run finish first). It writes messages to
+// the other voters' sockets itself, as one-way frames, which never wait for the
+// peer; a connection's reader puts those that come into the loop's inbox, and
+// drops what has no room there. Handlers wait for the
 // loop through channels with room for one answer, so the loop never blocks on
 // a handler. Duties propose as any client does and may be behind; they never
 // hold their lock while they propose. Lock order: duties.mu, then nothing.

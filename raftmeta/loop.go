@@ -26,6 +26,7 @@ type loop struct {
 	proposals chan *proposal
 	reads     chan *read
 	control   chan func() error // run by the loop; an error ends it
+	late      chan *peer        // whose held message has waited long enough
 
 	hard      *pb.HardState // as Raft last said
 	hardDirty bool          // the log does not have it yet
@@ -54,6 +55,7 @@ func newLoop(n *Node, log *wal.Log) *loop {
 		proposals: make(chan *proposal, n.cfg.MaxProposals),
 		reads:     make(chan *read, maxReads),
 		control:   make(chan func() error, maxControl),
+		late:      make(chan *peer, len(n.cfg.Seeds)),
 		pending:   map[uint64]*proposal{},
 	}
 	l.streams, l.endStreams = renew(nil)
@@ -77,6 +79,7 @@ func (l *loop) newRaft() (err error) {
 		MaxCommittedSizePerReady:  maxCommittedBytes,
 		MaxUncommittedEntriesSize: maxUncommittedBytes,
 		MaxInflightMsgs:           maxInflightMsgs,
+		MaxInflightBytes:          maxInflightBytes,
 		CheckQuorum:               true,
 		PreVote:                   true,
 		ReadOnlyOption:            raft.ReadOnlySafe,
@@ -89,13 +92,12 @@ func (l *loop) newRaft() (err error) {
 	return nil
 }
 
-// start begins the loop and the senders.
+// start begins the loop.
 func (n *Node) start() {
 	n.peers = map[cfs.NodeID]*peer{}
 	for i, addr := range n.cfg.Seeds {
 		if id := cfs.NodeID(i + 1); id != n.cfg.NodeID {
-			n.peers[id] = newPeer(n, id, addr)
-			n.background.Go(n.peers[id].run)
+			n.peers[id] = n.loop.newPeer(id, addr)
 		}
 	}
 	go n.loop.run()
@@ -152,6 +154,8 @@ func (l *loop) serve() (err error) {
 			l.gathered = append(l.gathered, p)
 		case r := <-l.reads:
 			l.round.waiting = append(l.round.waiting, r)
+		case p := <-l.late:
+			l.flush(p, true)
 		case fn := <-l.control:
 			if err := fn(); err != nil {
 				return err

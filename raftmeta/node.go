@@ -33,7 +33,7 @@ type Node struct {
 	waiting atomic.Int64 // proposals in flight
 	mapNow  atomic.Pointer[mapState]
 
-	background sync.WaitGroup // senders, duties, flushes
+	background sync.WaitGroup // duties, flushes, snapshots on their way out
 	stop       chan struct{}  // closed by Close
 	done       chan struct{}  // closed when the loop has ended
 	failure    atomic.Pointer[error]

@@ -416,9 +416,28 @@ func TestCommandRefusals(t *testing.T) {
 	if r, err := c.command(create(s+5, 1, "x")); err != nil || r.Kind != cfs.NoSession {
 		t.Errorf("unknown session: %v %+v", err, r)
 	}
-	for _, req := range []*wirepb.Raft{{Messages: [][]byte{{1, 2, 3}}}, {Messages: [][]byte{{}}}} {
-		if _, err := c.pool.Call(t.Context(), c.seeds[0], wire.OpRaft, req, nil, nil, nil); !errors.Is(err, cfs.BadRequest) {
-			t.Errorf("raft message from a client: %v", err)
+	if _, err := c.pool.Call(t.Context(), c.seeds[0], wire.OpRaft, &wirepb.Raft{}, nil, nil, nil); !errors.Is(err, cfs.Unsupported) {
+		t.Errorf("raft messages as a call: %v", err)
+	}
+	for _, test := range []struct {
+		op   wire.Op
+		req  *wirepb.Raft
+		want string
+	}{
+		{wire.OpRaft, &wirepb.Raft{Messages: [][]byte{{1, 2, 3}}}, "raft message"},
+		{wire.OpRaft, &wirepb.Raft{Messages: [][]byte{{}}}, "from node 0"},
+		{wire.OpCommand, &wirepb.Raft{}, "receive command"},
+	} {
+		conn, err := wire.Dial(t.Context(), c.seeds[0], wire.DialConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.Send(test.op, test.req); err != nil {
+			t.Fatal(err)
+		}
+		<-conn.Done()
+		if err := conn.Send(test.op, test.req); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("one-way from a client: %v, want %q", err, test.want)
 		}
 	}
 	if _, err := c.pool.Call(t.Context(), c.seeds[0], wire.OpSnapshot, &wirepb.Snapshot{Index: 1}, nil, nil, nil); !errors.Is(err, cfs.BadRequest) {

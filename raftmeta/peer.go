@@ -1,7 +1,7 @@
 package raftmeta
 
 import (
-	"context"
+	"errors"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -13,120 +13,39 @@ import (
 	"github.com/claudefs/claudefs/wire/wirepb"
 )
 
-// sendTimeout bounds one frame of messages to a peer: after it they are lost,
-// as if the network had dropped them.
-const sendTimeout = time.Second
-
 // commitDelay is how long the followers' knowledge of a commit may be late.
 const commitDelay = 2 * time.Millisecond
 
-// peer sends messages to one voter, one frame at a time: what gathers meanwhile
-// travels together in the next.
+// keepFrameBytes is the largest frame whose memory is kept for the next one.
+const keepFrameBytes = 64 << 10
+
+// peer is another voter, as the loop sends to it: what Raft has for it at one
+// time travels in one one-way frame, written by the loop itself.
 type peer struct {
-	n     *Node
-	id    cfs.NodeID
-	addr  string
-	queue chan *pb.Message
-	early *pb.Message // taken from the queue, to be sent after the one at hand
+	id   cfs.NodeID
+	addr string
+
+	// Of the loop.
+	held  *pb.Message // waits for the next one to say the same and more
+	timer *time.Timer // of held
+	frame wirepb.Raft // to be sent; its messages lie in buf, mostly
+	buf   []byte
+	bytes int // of the frame's messages
 }
 
-func newPeer(n *Node, id cfs.NodeID, addr string) *peer {
-	return &peer{n: n, id: id, addr: addr, queue: make(chan *pb.Message, maxMessages)}
-}
-
-func (p *peer) run() {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	go func() {
+func (l *loop) newPeer(id cfs.NodeID, addr string) *peer {
+	p := &peer{id: id, addr: addr}
+	p.timer = time.AfterFunc(time.Hour, func() {
 		select {
-		case <-p.n.done:
-			cancel()
-		case <-ctx.Done():
+		case l.late <- p:
+		case <-l.n.done:
 		}
-	}()
-	for {
-		select {
-		case <-p.n.done:
-			return
-		case m := <-p.queue:
-			if m = p.hold(m); m == nil {
-				return
-			}
-			if err := p.send(ctx, m); err != nil {
-				p.lost(err)
-			}
-		}
-	}
-}
-
-// hold waits a moment with a message that only says how far the leader has
-// committed: under load the next entries say it too, and the message, its
-// answer and their handling are saved. It returns what is to be sent now, nil
-// when the node has ended.
-func (p *peer) hold(m *pb.Message) *pb.Message {
-	if !commitOnly(m) {
-		return m
-	}
-	late := time.NewTimer(commitDelay)
-	defer late.Stop()
-	for commitOnly(m) {
-		select {
-		case next := <-p.queue:
-			if next.GetType() != pb.MsgApp || next.GetTerm() != m.GetTerm() || next.GetCommit() < m.GetCommit() {
-				p.early = next
-				return m
-			}
-			m = next
-		case <-late.C:
-			return m
-		case <-p.n.done:
-			return nil
-		}
-	}
-	return m
-}
-
-func commitOnly(m *pb.Message) bool { return m.GetType() == pb.MsgApp && len(m.GetEntries()) == 0 }
-
-// send sends m and what else waits, as much as a frame should hold.
-func (p *peer) send(ctx context.Context, m *pb.Message) error {
-	req := &wirepb.Raft{}
-	for bytes := 0; m != nil; {
-		b, err := proto.Marshal(m)
-		if err != nil {
-			return err
-		}
-		req.Messages = append(req.Messages, b)
-		if m, p.early = p.early, nil; m != nil {
-			continue
-		}
-		if bytes += len(b); bytes < maxMsgBytes {
-			select {
-			case m = <-p.queue:
-			default:
-			}
-		}
-	}
-	ctx, cancel := context.WithTimeout(ctx, sendTimeout)
-	defer cancel()
-	_, err := p.n.cfg.Pool.Call(ctx, p.addr, wire.OpRaft, req, nil, nil, nil)
-	return err
-}
-
-// lost tells Raft to probe the peer from now on. What waits is dropped: it is
-// stale by the time the peer is back.
-func (p *peer) lost(err error) {
-	p.n.log.Debug("raft messages lost", "to", p.id, "addr", p.addr, "err", err)
-	for len(p.queue) > 0 {
-		<-p.queue
-	}
-	p.n.loop.do(func() error {
-		p.n.loop.raft.ReportUnreachable(uint64(p.id))
-		return nil
 	})
+	p.timer.Stop()
+	return p
 }
 
-// send hands messages to the senders; a full queue drops them.
+// send sends Raft's messages.
 func (l *loop) send(ms []*pb.Message) {
 	for _, m := range ms {
 		p := l.n.peers[leaderID(m.GetTo())]
@@ -137,12 +56,78 @@ func (l *loop) send(ms []*pb.Message) {
 			l.sendSnapshot(p, m)
 			continue
 		}
-		select {
-		case p.queue <- m:
-		default:
-			l.n.metrics.dropped.Inc()
+		l.post(p, m)
+	}
+	for _, p := range l.n.peers {
+		l.flush(p, false)
+	}
+}
+
+// post puts a message into the peer's frame, behind the one that is held, unless
+// m says what that said. A message that only says how far the leader has
+// committed is held for a moment: under load the next entries say it too, and
+// the message, its answer and their handling are saved.
+func (l *loop) post(p *peer, m *pb.Message) {
+	if h := p.held; h != nil {
+		p.held = nil
+		if m.GetType() != pb.MsgApp || m.GetTerm() != h.GetTerm() || m.GetCommit() < h.GetCommit() {
+			l.put(p, h)
+		} else if commitOnly(m) {
+			p.held = m // for as long as h would have been
+			return
 		}
 	}
+	if commitOnly(m) {
+		p.held = m
+		p.timer.Reset(commitDelay)
+		return
+	}
+	l.put(p, m)
+}
+
+func commitOnly(m *pb.Message) bool { return m.GetType() == pb.MsgApp && len(m.GetEntries()) == 0 }
+
+// put encodes a message into the peer's frame.
+func (l *loop) put(p *peer, m *pb.Message) {
+	start := len(p.buf)
+	b, err := proto.MarshalOptions{}.MarshalAppend(p.buf, m)
+	if err != nil {
+		l.lost(p, err)
+		return
+	}
+	p.buf = b
+	p.frame.Messages = append(p.frame.Messages, b[start:])
+	if p.bytes += len(b) - start; p.bytes >= maxMsgBytes {
+		l.flush(p, false)
+	}
+}
+
+// flush sends the peer's frame, with what is held if that is due.
+func (l *loop) flush(p *peer, late bool) {
+	if h := p.held; h != nil && late {
+		p.held = nil
+		l.put(p, h)
+	}
+	if len(p.frame.Messages) == 0 {
+		return
+	}
+	if err := l.n.cfg.Pool.Send(p.addr, wire.OpRaft, &p.frame); err != nil {
+		l.lost(p, err)
+	}
+	clear(p.frame.Messages)
+	p.frame.Messages, p.bytes = p.frame.Messages[:0], 0
+	if p.buf = p.buf[:0]; cap(p.buf) > keepFrameBytes {
+		p.buf = nil
+	}
+}
+
+// lost tells Raft to probe the peer from now on.
+func (l *loop) lost(p *peer, err error) {
+	if errors.Is(err, cfs.Overloaded) {
+		l.n.metrics.dropped.Add(float64(len(p.frame.Messages)))
+	}
+	l.n.log.Debug("raft messages lost", "to", p.id, "addr", p.addr, "err", err)
+	l.raft.ReportUnreachable(uint64(p.id))
 }
 
 // acceptable are the messages that come from other voters. Proposals are not
@@ -170,8 +155,12 @@ func (n *Node) checkMessage(m *pb.Message, from *wire.Peer, snapshot bool) error
 	return nil
 }
 
-// serveRaft takes messages of another voter. The answer says only that they came.
-func (n *Node) serveRaft(r *wire.Request) error {
+// Receive takes messages of another voter, on the goroutine that reads its
+// connection. A node that has ended, or whose loop is behind, drops them.
+func (n *Node) Receive(r *wire.Request) error {
+	if r.Op != wire.OpRaft {
+		return cfs.Errorf("", cfs.Unsupported, "not taken one-way")
+	}
 	var req wirepb.Raft
 	if err := r.Decode(&req); err != nil {
 		return err

@@ -3,6 +3,7 @@ package raftmeta
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 
 	"go.etcd.io/raft/v3"
 
@@ -113,6 +114,9 @@ func (n *Node) query(ctx context.Context, q *cfs.Query) (*cfs.Answer, error) {
 		a, err = fsm.Read(v, q)
 		return err
 	})
+	if errors.Is(err, cfs.Closed) { // the node has ended since it was confirmed
+		return nil, n.unavailable("query")
+	}
 	if err != nil {
 		return nil, cfs.E("query", cfs.KindOf(err), err)
 	}

@@ -8,10 +8,13 @@ import (
 	"github.com/claudefs/claudefs/wire/wirepb"
 )
 
-var _ wire.Handler = (*Node)(nil)
+var (
+	_ wire.Handler  = (*Node)(nil)
+	_ wire.Receiver = (*Node)(nil)
+)
 
 // Serve answers the metadata requests of the wire: OpCommand, OpQuery, OpHeartbeat,
-// OpStatus, OpRaft and OpSnapshot. What only the leader can answer is
+// OpStatus and OpSnapshot; OpRaft comes one-way, to Receive. What only the leader can answer is
 // cfs.NotLeader elsewhere, with the leader's address in it.
 func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error) {
 	select {
@@ -28,8 +31,6 @@ func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error
 		return n.serveHeartbeat(ctx, r)
 	case wire.OpStatus:
 		return wire.Response{Body: n.Status()}, nil
-	case wire.OpRaft:
-		return wire.Response{}, n.serveRaft(r)
 	case wire.OpSnapshot:
 		return wire.Response{}, n.serveSnapshot(ctx, r)
 	}

@@ -53,7 +53,7 @@ func (l *loop) sendSnapshot(p *peer, m *pb.Message) {
 	view, ctx := st.store.View(), l.streams
 	l.n.background.Go(func() {
 		start := time.Now()
-		s := &stream{p: p, ctx: ctx, head: wirepb.Snapshot{Index: index, Term: term}}
+		s := &stream{n: l.n, addr: p.addr, ctx: ctx, head: wirepb.Snapshot{Index: index, Term: term}}
 		err := errors.Join(s.run(view, m), view.Close())
 		st.mu.RUnlock()
 		outcome, label := raft.SnapshotFinish, "sent"
@@ -71,7 +71,8 @@ func (l *loop) sendSnapshot(p *peer, m *pb.Message) {
 
 // stream is a snapshot on its way out.
 type stream struct {
-	p    *peer
+	n    *Node
+	addr string
 	ctx  context.Context
 	head wirepb.Snapshot
 	buf  []byte
@@ -101,7 +102,7 @@ func (s *stream) flush(timeout time.Duration) error {
 	s.buf = binary.LittleEndian.AppendUint32(s.buf, crc32.Checksum(s.buf, crc32.MakeTable(crc32.Castagnoli)))
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
-	_, err := s.p.n.cfg.Pool.Call(ctx, s.p.addr, wire.OpSnapshot, &s.head, [][]byte{s.buf}, nil, nil)
+	_, err := s.n.cfg.Pool.Call(ctx, s.addr, wire.OpSnapshot, &s.head, [][]byte{s.buf}, nil, nil)
 	s.buf = s.buf[:0]
 	s.head.Piece++
 	return err

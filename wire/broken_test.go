@@ -121,7 +121,7 @@ func TestServerSurvivesBrokenClients(t *testing.T) {
 		"hello too long":            {edit(hello, true, func(b []byte) { b[offBodyLen+1] = 0xff }), cfs.BadRequest, "body length"},
 		"hello corrupt":             {edit(hello, false, func(b []byte) { b[HeaderSize+3] ^= 4 }), cfs.Corrupt, "body CRC"},
 		"hello that is none":        {frameBytes(t, header{op: OpHello}, &wirepb.Dirent{Name: []byte("\xff")}, nil), cfs.BadRequest, "hello from"},
-		"hello without features":    {frameBytes(t, header{op: OpHello}, &wirepb.Hello{}, nil), cfs.Unsupported, "lacks feature bits 0x1"},
+		"hello without features":    {frameBytes(t, header{op: OpHello}, &wirepb.Hello{}, nil), cfs.Unsupported, "lacks feature bits 0x3"},
 		"hello of a node too large": {frameBytes(t, header{op: OpHello}, &wirepb.Hello{NodeId: 1 << 16, Features: 1}, nil), cfs.BadRequest, "node id"},
 		"corrupt header":            {append(bytes.Clone(hello), edit(get(1), false, func(b []byte) { b[9] ^= 1 })...), cfs.Corrupt, "header CRC at stream offset "},
 		"corrupt body":              {append(bytes.Clone(hello), edit(get(1), false, func(b []byte) { b[HeaderSize] ^= 1 })...), cfs.Corrupt, "body CRC"},
@@ -131,6 +131,9 @@ func TestServerSurvivesBrokenClients(t *testing.T) {
 		"a reply":                   {append(bytes.Clone(hello), frameBytes(t, header{op: OpGetShard, id: 1, flags: flagReply}, nil, nil)...), cfs.BadRequest, "flags"},
 		"half a header":             {append(bytes.Clone(hello), get(1)[:30]...), 0, "header cut short"},
 		"half a payload":            {append(bytes.Clone(hello), put[:len(put)-1]...), 0, "payload cut short"},
+		"one-way with an id":        {append(bytes.Clone(hello), frameBytes(t, header{op: OpRaft, id: 1, flags: flagOneWay}, nil, nil)...), cfs.BadRequest, "flags"},
+		"one-way with a payload":    {append(bytes.Clone(hello), frameBytes(t, header{op: OpRaft, flags: flagOneWay}, nil, []byte("x"))...), cfs.BadRequest, "flags"},
+		"one-way to no receiver":    {append(bytes.Clone(hello), frameBytes(t, header{op: OpRaft, flags: flagOneWay}, nil, nil)...), cfs.BadRequest, "raft is not taken one-way"},
 		"cancel of nothing":         {append(bytes.Clone(hello), frameBytes(t, header{op: OpPing, id: 5, flags: flagCancel}, nil, nil)...), 0, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

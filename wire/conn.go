@@ -109,6 +109,7 @@ func newClient(ctx context.Context, nc net.Conn, addr string, cfg DialConfig) (*
 		done:    make(chan struct{}),
 	}
 	c.w = frameWriter{conn: nc, frames: &c.frames, broken: c.fail}
+	c.w.attempt.prepare(nc)
 	var err error
 	if c.peer, err = greet(ctx, nc, &c.r, cfg.Hello); err != nil {
 		nc.Close()

@@ -571,7 +571,7 @@ func TestMetrics(t *testing.T) {
 	}
 	p.Close()
 	srv.Close()
-	if all, err := reg.Gather(); err != nil || len(all) != 6 {
+	if all, err := reg.Gather(); err != nil || len(all) != 7 {
 		t.Errorf("%d families, %v", len(all), err)
 	}
 	for s := range sideEnd {

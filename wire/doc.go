@@ -11,6 +11,11 @@
 // returned, nothing of its arguments is touched any more: a call whose payload
 // or reply is on the socket at that moment waits for it, at most peerTimeout.
 //
+// One-way: Send writes a frame that nobody answers, from the calling goroutine
+// where the socket takes it, and never waits; the server's reader hands it to
+// the handler's Receive in order. It costs neither side a goroutine or a reply,
+// and may be lost with its connection: Raft's messages travel so.
+//
 // Serving: a Server hands each request to a Handler in a goroutine of its own.
 // The payload is read from the socket into memory of the configured Alloc. The
 // handler's context ends with the connection, the caller's cancellation or the
@@ -26,6 +31,7 @@
 // the stream.
 //
 // Reading order: frame.go (the header), reader.go and writer.go (frames on a
-// socket), conn.go (calls), server.go (requests), pool.go, net.go (the one place
+// socket), conn.go (calls), server.go
+// (requests), oneway.go, pool.go, net.go (the one place
 // where connections are made and accepted), convert*.go (cfs <-> wirepb).
 package wire

@@ -29,7 +29,8 @@ const (
 	flagReply  = 1 << iota // the answer to the request of the same id
 	flagError              // with flagReply: the body is a wirepb.Error
 	flagCancel             // the caller of the request of this id has given up
-	flagsKnown = flagReply | flagError | flagCancel
+	flagOneWay             // nobody waits for a reply, and none is sent
+	flagsKnown = flagReply | flagError | flagCancel | flagOneWay
 )
 
 // Op is what a frame asks for. The numbers are stable.
@@ -47,7 +48,7 @@ const (
 	OpQuery                      // Query, Answer
 	OpHeartbeat                  // Heartbeat, HeartbeatReply
 	OpStatus                     // Empty, StatusReply
-	OpRaft                       // Raft, Empty
+	OpRaft                       // Raft; one-way
 	OpSnapshot                   // Snapshot with payload, Empty
 
 	opEnd
@@ -161,6 +162,8 @@ func (h *header) check(reserved uint32) *fault {
 		return &fault{cfs.BadRequest, "flags", offFlags, "an error that is no reply"}
 	case h.flags&flagCancel != 0 && (h.flags != flagCancel || h.bodyLen|h.payloadLen != 0):
 		return &fault{cfs.BadRequest, "flags", offFlags, "a cancellation with something else"}
+	case h.flags&flagOneWay != 0 && (h.flags != flagOneWay || h.id|uint64(h.timeoutMS)|uint64(h.payloadLen) != 0):
+		return &fault{cfs.BadRequest, "flags", offFlags, "a one-way frame with something else"}
 	case h.bodyLen > MaxBody:
 		return &fault{cfs.BadRequest, "body length", offBodyLen, fmt.Sprintf("%d, at most %d", h.bodyLen, MaxBody)}
 	case h.payloadLen > MaxPayload:

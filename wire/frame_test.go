@@ -80,6 +80,7 @@ func TestHeaderFaultsNameTheField(t *testing.T) {
 		{"flags", cfs.BadRequest, 6, func(b []byte) { b[offFlags+1] = 0x80; reseal(b) }},
 		{"flags", cfs.BadRequest, 6, func(b []byte) { b[offFlags] = flagError; reseal(b) }},
 		{"flags", cfs.BadRequest, 6, func(b []byte) { b[offFlags] = flagCancel; reseal(b) }},
+		{"flags", cfs.BadRequest, 6, func(b []byte) { b[offFlags] = flagOneWay; reseal(b) }},
 		{"body length", cfs.BadRequest, 28, func(b []byte) { b[offBodyLen+3] = 1; reseal(b) }},
 		{"payload length", cfs.BadRequest, 32, func(b []byte) { b[offPayloadLen+3] = 1; reseal(b) }},
 		{"reserved", cfs.BadRequest, 40, func(b []byte) { b[offReserved] = 1; reseal(b) }},

@@ -18,9 +18,11 @@ import (
 const (
 	// FeatureBase is the operations OpHello to OpSnapshot.
 	FeatureBase uint64 = 1 << iota
+	// FeatureOneWay is one-way frames, in which OpRaft comes.
+	FeatureOneWay
 
-	features         = FeatureBase
-	requiredFeatures = FeatureBase
+	features         = FeatureBase | FeatureOneWay
+	requiredFeatures = features
 )
 
 // maxHello bounds the body of a hello: a stranger gets no more memory than this, in bytes.

@@ -28,6 +28,7 @@ type Metrics struct {
 	sentBytes    [sideEnd]prometheus.Counter
 	recvBytes    [sideEnd]prometheus.Counter
 	seconds      [sideEnd][opEnd]prometheus.Observer
+	oneWays      [sideEnd][opEnd]prometheus.Counter
 	errors       *prometheus.CounterVec
 	dialFailures prometheus.Counter
 }
@@ -43,6 +44,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		Name: "claudefs_wire_seconds", Help: "Time from request to reply, failures included.",
 		Buckets: prometheus.ExponentialBuckets(20e-6, 2, 20), // 20 us to 10 s
 	}, []string{"side", "op"})
+	ways := f.NewCounterVec(prometheus.CounterOpts{Name: "claudefs_wire_one_way_total", Help: "One-way frames sent (client) and received (server), lost ones included."}, []string{"side", "op"})
 	m := &Metrics{
 		errors:       f.NewCounterVec(prometheus.CounterOpts{Name: "claudefs_wire_errors_total", Help: "Calls and requests that failed, by kind."}, []string{"side", "op", "kind"}),
 		dialFailures: f.NewCounter(prometheus.CounterOpts{Name: "claudefs_wire_dial_failures_total", Help: "Connections that could not be made."}),
@@ -54,6 +56,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		m.recvBytes[s] = bytes.WithLabelValues(name, "received")
 		for op := OpHello; op < opEnd; op++ {
 			m.seconds[s][op] = seconds.WithLabelValues(name, op.String())
+			m.oneWays[s][op] = ways.WithLabelValues(name, op.String())
 		}
 	}
 	return m
@@ -109,6 +112,17 @@ func (m *Metrics) end(s side, op Op, start time.Time, err error) {
 	if op != 0 {
 		m.seconds[s][op].Observe(time.Since(start).Seconds())
 	}
+	if err != nil {
+		m.errors.WithLabelValues(sideNames[s], op.String(), cfs.KindOf(err).Name()).Inc()
+	}
+}
+
+// oneWay counts a one-way frame; err is why it was not sent or not taken.
+func (m *Metrics) oneWay(s side, op Op, err error) {
+	if m == nil {
+		return
+	}
+	m.oneWays[s][op].Inc()
 	if err != nil {
 		m.errors.WithLabelValues(sideNames[s], op.String(), cfs.KindOf(err).Name()).Inc()
 	}

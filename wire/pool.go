@@ -28,6 +28,7 @@ type Pool struct {
 	perAddr int
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
+	frames  framePool
 
 	mu     sync.Mutex
 	closed bool
@@ -47,6 +48,8 @@ type poolSlot struct {
 	err     error         // of the last attempt
 	retryAt time.Time
 	backoff time.Duration
+	early   []*outFrame // one-way, to go first once there is a connection
+	backlog backlog     // of early
 }
 
 // NewPool makes a pool of perAddr connections to each address; 0 is one.
@@ -70,42 +73,19 @@ func (p *Pool) Call(ctx context.Context, addr string, op Op, req proto.Message, 
 // Conn is one of the connections to addr, in turn; it stays the pool's.
 func (p *Pool) Conn(ctx context.Context, addr string) (*Conn, error) {
 	p.mu.Lock()
-	if p.closed {
+	a, err := p.addr(addr)
+	if err != nil {
 		p.mu.Unlock()
-		return nil, cfs.E("pool", cfs.Closed, nil)
-	}
-	a := p.addrs[addr]
-	if a == nil {
-		if len(p.addrs) >= maxPoolAddrs {
-			p.mu.Unlock()
-			return nil, cfs.Errorf("pool", cfs.Overloaded, "%d addresses", maxPoolAddrs)
-		}
-		a = &poolAddr{slots: make([]poolSlot, p.perAddr)}
-		p.addrs[addr] = a
+		return nil, err
 	}
 	a.next++
 	s := &a.slots[a.next%uint32(len(a.slots))]
-	if s.conn != nil {
-		select {
-		case <-s.conn.Done():
-			s.conn = nil
-		default:
-			c := s.conn
-			p.mu.Unlock()
-			return c, nil
-		}
-	}
-	if s.dialing == nil {
-		if s.err != nil && time.Now().Before(s.retryAt) {
-			err := s.err
-			p.mu.Unlock()
-			return nil, err
-		}
-		s.dialing = make(chan struct{})
-		go p.dial(addr, s)
-	}
+	c, err := p.ready(addr, s)
 	dialing := s.dialing
 	p.mu.Unlock()
+	if c != nil || err != nil {
+		return c, err
+	}
 	select {
 	case <-dialing:
 	case <-ctx.Done():
@@ -122,6 +102,44 @@ func (p *Pool) Conn(ctx context.Context, addr string) (*Conn, error) {
 	return nil, cfs.Errorf("connect to "+addr, cfs.Unavailable, "connection lost at once")
 }
 
+// addr is the address's connections. The caller holds p.mu.
+func (p *Pool) addr(addr string) (*poolAddr, error) {
+	if p.closed {
+		return nil, cfs.E("pool", cfs.Closed, nil)
+	}
+	a := p.addrs[addr]
+	if a == nil {
+		if len(p.addrs) >= maxPoolAddrs {
+			return nil, cfs.Errorf("pool", cfs.Overloaded, "%d addresses", maxPoolAddrs)
+		}
+		a = &poolAddr{slots: make([]poolSlot, p.perAddr)}
+		p.addrs[addr] = a
+	}
+	return a, nil
+}
+
+// ready is the slot's connection, or why there is none; neither while it is
+// being made, which begins here. The caller holds p.mu.
+func (p *Pool) ready(addr string, s *poolSlot) (*Conn, error) {
+	if s.conn != nil {
+		select {
+		case <-s.conn.Done():
+			s.conn = nil
+		default:
+			return s.conn, nil
+		}
+	}
+	if s.dialing != nil {
+		return nil, nil
+	}
+	if s.err != nil && time.Now().Before(s.retryAt) {
+		return nil, s.err
+	}
+	s.dialing = make(chan struct{})
+	go p.dial(addr, s)
+	return nil, nil
+}
+
 // dial fills the slot for all who wait for it; it outlives the one who came first.
 func (p *Pool) dial(addr string, s *poolSlot) {
 	c, err := Dial(p.ctx, addr, p.cfg)
@@ -134,6 +152,7 @@ func (p *Pool) dial(addr string, s *poolSlot) {
 		c, err = nil, cfs.E("pool", cfs.Closed, nil)
 	}
 	s.conn, s.err = c, err
+	s.flushEarly()
 	if err == nil {
 		s.backoff = 0
 		return

@@ -64,7 +64,8 @@ type Response struct {
 
 // Handler serves requests, each in a goroutine of its own. ctx ends with the
 // request's deadline, its cancellation and the connection. An error is
-// answered as its kind and text (see RemoteError); the Response's Done is called then too.
+// answered as its kind and text (see RemoteError); the Response's Done is called
+// then too. A handler that takes one-way frames is a Receiver besides.
 type Handler interface {
 	Serve(ctx context.Context, r *Request) (Response, error)
 }
@@ -81,12 +82,13 @@ type ServerConfig struct {
 
 // Server accepts connections and serves their requests.
 type Server struct {
-	cfg    ServerConfig
-	ctx    context.Context
-	cancel context.CancelFunc
-	frames framePool
-	bodies sync.Pool // *[]byte
-	wg     sync.WaitGroup
+	cfg      ServerConfig
+	receiver Receiver // the handler; nil: it takes no one-way frames
+	ctx      context.Context
+	cancel   context.CancelFunc
+	frames   framePool
+	bodies   sync.Pool // *[]byte
+	wg       sync.WaitGroup
 
 	mu        sync.Mutex
 	closed    bool
@@ -107,6 +109,7 @@ func NewServer(cfg ServerConfig) *Server {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{cfg: cfg, listeners: map[net.Listener]struct{}{}, conns: map[*serverConn]struct{}{}}
+	s.receiver, _ = cfg.Handler.(Receiver)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
 }

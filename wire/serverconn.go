@@ -14,7 +14,8 @@ import (
 )
 
 // serverConn is one connection of a server. Its goroutine reads; each request
-// has a goroutine; whoever has a reply writes it.
+// has a goroutine; one-way frames are the reader's own work; whoever has a reply
+// writes it.
 type serverConn struct {
 	s      *Server
 	nc     net.Conn
@@ -28,6 +29,10 @@ type serverConn struct {
 	// connection end; the server's watchdog looks for it.
 	blocked atomic.Bool
 	wg      sync.WaitGroup
+
+	// Of the reader: the one-way frame at hand.
+	oneWay Request
+	body   []byte
 
 	mu    sync.Mutex
 	calls map[uint64]*call
@@ -142,10 +147,13 @@ func (c *serverConn) farewell(op Op, cause error) {
 	c.w.send(f)
 }
 
-// frame takes in one frame: a cancellation, or a request that it starts.
+// frame takes in one frame: a cancellation, a one-way frame, or a request that it starts.
 func (c *serverConn) frame(h *header) error {
 	if h.flags&flagReply != 0 {
 		return c.r.refuse("flags", fmt.Sprintf("%#x from a client", h.flags))
+	}
+	if h.flags&flagOneWay != 0 {
+		return c.receive(h)
 	}
 	if h.id == 0 {
 		return c.r.refuse("request id", "0 in a request")

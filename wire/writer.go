@@ -30,6 +30,7 @@ type outFrame struct {
 	buf     []byte // header and body
 	payload [][]byte
 	sender  sender // nil: nobody waits
+	counted int    // bytes in the writer's backlog; 0: in none
 }
 
 // size is the frame's bytes.
@@ -84,25 +85,28 @@ func (p *framePool) free(f *outFrame) {
 
 // frameWriter writes frames to a socket for many goroutines without one of its
 // own: whoever finds it idle writes, and goes on with what others have queued
-// meanwhile, all in one system call. Frames in it are bounded by the calls in flight.
+// meanwhile, all in one system call. Frames in it are bounded by the calls in
+// flight and, one-way frames, by the backlog.
 type frameWriter struct {
 	conn   net.Conn
 	frames *framePool
 	broken func(error)   // called once, when a write has failed
 	slots  chan struct{} // taken by the calls in flight
 
-	mu    sync.Mutex
-	busy  bool
-	queue []*outFrame
-	spare []*outFrame // the other of the two slices that take turns
-	err   error
+	mu      sync.Mutex
+	busy    bool
+	queue   []*outFrame
+	spare   []*outFrame // the other of the two slices that take turns
+	err     error
+	backlog backlog
 
 	writing sync.WaitGroup // the one that is busy
 
 	// Of the goroutine that has made it busy.
-	parts net.Buffers
-	vec   net.Buffers
-	armed time.Time
+	parts   net.Buffers
+	vec     net.Buffers
+	armed   time.Time
+	attempt attempt
 }
 
 // send writes the frame, or leaves it to the goroutine that is writing. The
@@ -149,18 +153,14 @@ func (w *frameWriter) withdraw(id uint64) *outFrame {
 // drain writes until the queue is empty.
 func (w *frameWriter) drain() {
 	for round := 0; ; round++ {
-		w.mu.Lock()
-		if len(w.queue) == 0 {
-			w.busy = false
-			w.mu.Unlock()
-			w.writing.Done()
+		if w.rest() {
 			return
 		}
 		if round == maxRounds {
-			w.mu.Unlock()
 			go w.drain()
 			return
 		}
+		w.mu.Lock()
 		batch := w.queue
 		w.queue = w.spare[:0]
 		w.spare = batch
@@ -171,6 +171,18 @@ func (w *frameWriter) drain() {
 			return
 		}
 	}
+}
+
+// rest ends the writing if nothing is queued.
+func (w *frameWriter) rest() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.queue) > 0 {
+		return false
+	}
+	w.busy = false
+	w.writing.Done()
+	return true
 }
 
 // flush writes and finishes the batch, in pieces of about maxWriteBytes. It
@@ -200,11 +212,8 @@ func (w *frameWriter) flush(batch []*outFrame) bool {
 
 // write puts the batch on the socket.
 func (w *frameWriter) write(batch []*outFrame) error {
-	if now := time.Now(); now.Sub(w.armed) > rearm {
-		w.armed = now
-		if err := w.conn.SetWriteDeadline(now.Add(peerTimeout + rearm)); err != nil {
-			return err
-		}
+	if err := w.arm(); err != nil {
+		return err
 	}
 	if len(batch) == 1 && len(batch[0].payload) == 0 {
 		_, err := w.conn.Write(batch[0].buf)
@@ -221,8 +230,24 @@ func (w *frameWriter) write(batch []*outFrame) error {
 	return err
 }
 
+// arm sees to it that a write ends.
+func (w *frameWriter) arm() error {
+	now := time.Now()
+	if now.Sub(w.armed) <= rearm {
+		return nil
+	}
+	w.armed = now
+	return w.conn.SetWriteDeadline(now.Add(peerTimeout + rearm))
+}
+
 // finish tells the sender and recycles the frame.
 func (w *frameWriter) finish(f *outFrame, err error) {
+	if f.counted > 0 {
+		w.mu.Lock()
+		w.backlog.frames--
+		w.backlog.bytes -= f.counted
+		w.mu.Unlock()
+	}
 	s := f.sender
 	w.frames.free(f)
 	if s != nil {
