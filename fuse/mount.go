@@ -33,7 +33,7 @@ const (
 	maxInflightBytes = 256 << 20
 	// DefaultReadAheadBytes is the readahead of a mount. The protocol's own limit
 	// is 128 KiB, which would wait for each stripe in turn.
-	DefaultReadAheadBytes = 4 << 20
+	DefaultReadAheadBytes = 8 << 20
 
 	// probeTimeout is how long a mount that is in the way may take to show that it is alive.
 	probeTimeout = 2 * time.Second
