@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -104,7 +105,7 @@ func TestMountShowsSourceAndType(t *testing.T) {
 	}
 	kb, err := os.ReadFile("/sys/class/bdi/" + m.dev + "/read_ahead_kb")
 	check(t, err)
-	if got := strings.TrimSpace(string(kb)); got != "4096" {
+	if got := strings.TrimSpace(string(kb)); got != strconv.Itoa(DefaultReadAheadBytes>>10) {
 		t.Errorf("readahead of %s KiB", got)
 	}
 	var st unix.Statfs_t

@@ -18,7 +18,19 @@ func (t *tx) setNode(n *cfs.Node) cfs.Kind {
 	}
 	t.set(nodeKey(n.ID), encodeNode(n))
 	t.changeMap()
+	t.birth()
 	return cfs.KindOK
+}
+
+// birth gives the root its times with the first node: each replica bootstraps by
+// itself, before there is a time that all agree on.
+func (t *tx) birth() {
+	root, ok := t.inode(cfs.RootIno)
+	if !ok || root.BtimeNS != 0 {
+		return
+	}
+	root.AtimeNS, root.MtimeNS, root.BtimeNS = t.now, t.now, t.now
+	t.touch(root)
 }
 
 // setDevice records a device. Its id belongs to one formatted device for ever: a
