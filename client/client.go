@@ -272,7 +272,12 @@ func (c *Client) flushAll(ctx context.Context) error {
 	}
 	var first error
 	for _, n := range all {
-		if err := n.flush(ctx); err != nil && first == nil {
+		err := n.flush(ctx)
+		if err == nil {
+			seen := n.toldUpTo()
+			err = n.failedSince(&seen)
+		}
+		if first == nil {
 			first = err
 		}
 	}

@@ -329,6 +329,46 @@ func TestNoSpace(t *testing.T) {
 	b.checkStripes(t, c)
 }
 
+// TestEveryHandleTellsOfAFailure once: nobody's close or fsync hides it from another.
+func TestEveryHandleTellsOfAFailure(t *testing.T) {
+	b := newBed(t, 3)
+	c := b.mount(t)
+	ctx := t.Context()
+	data := randomBytes(2, 100_000)
+	writer := create(t, c, "f")
+	other, reader := open(t, c, "f", unix.O_WRONLY), open(t, c, "f", unix.O_RDONLY)
+	for _, n := range b.nodes {
+		n.noSpace.Store(true)
+	}
+	write(t, writer, data, 0)
+	must(t, writer.n.flush(ctx))
+	must(t, reader.Close(ctx))
+	late := open(t, c, "f", unix.O_WRONLY) // nobody has told: whoever comes now does too
+	wantKind(t, other.Close(ctx), cfs.NoSpace)
+	wantKind(t, late.Sync(ctx), cfs.NoSpace)
+	wantKind(t, writer.Sync(ctx), cfs.NoSpace)
+	must(t, writer.Sync(ctx))
+	later := open(t, c, "f", unix.O_WRONLY)
+	must(t, later.Close(ctx))
+	must(t, late.Close(ctx))
+	must(t, writer.Close(ctx))
+}
+
+// TestSyncedWriteFails itself, whole: the error must not wait for an fsync that
+// nobody will call.
+func TestSyncedWriteFails(t *testing.T) {
+	b := newBed(t, 3)
+	c := b.mount(t)
+	must(t, create(t, c, "f").Close(t.Context()))
+	f := open(t, c, "f", unix.O_WRONLY|unix.O_SYNC)
+	for _, n := range b.nodes {
+		n.noSpace.Store(true)
+	}
+	_, err := f.Write(t.Context(), randomBytes(2, 100_000), 0)
+	wantKind(t, err, cfs.NoSpace)
+	must(t, f.Close(t.Context()))
+}
+
 func TestSessionExpiry(t *testing.T) {
 	b := newBed(t, 3)
 	c := b.mount(t)

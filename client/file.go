@@ -17,6 +17,11 @@ type File struct {
 	n      *inode
 	flags  int // O_* of open(2)
 	closed atomic.Bool
+	told   uint64 // guarded by inode.mu: the failures of the inode that this handle has told of
+}
+
+func (c *Client) handle(n *inode, flags int) *File {
+	return &File{c: c, n: n, flags: flags, told: n.toldUpTo()}
 }
 
 // Open opens a regular file as the cluster has it now; O_TRUNC empties it.
@@ -28,7 +33,7 @@ func (c *Client) Open(ctx context.Context, i cfs.Ino, flags int) (*File, error) 
 		c.release(ctx, n)
 		return nil, err
 	}
-	f := &File{c: c, n: n, flags: flags}
+	f := c.handle(n, flags)
 	if flags&unix.O_TRUNC != 0 && flags&unix.O_ACCMODE != unix.O_RDONLY && n.size() > 0 {
 		if _, err := c.SetAttr(ctx, cfs.Cred{}, i, cfs.SetSize, cfs.Attr{}); err != nil {
 			c.release(ctx, n)
@@ -43,7 +48,7 @@ func (c *Client) Open(ctx context.Context, i cfs.Ino, flags int) (*File, error) 
 func (c *Client) OpenNew(a cfs.Attr, flags int) *File {
 	n := c.open(a.Ino)
 	n.observe(c.cache.putAttr(a))
-	return &File{c: c, n: n, flags: flags}
+	return c.handle(n, flags)
 }
 
 // Attr is the file's attributes with what is written here.
@@ -51,9 +56,12 @@ func (f *File) Attr(ctx context.Context) (cfs.Attr, error) { return f.c.GetAttr(
 
 // Write writes p at off, or at the end of a file opened with O_APPEND. It returns
 // when the bytes are in the client's memory; with O_SYNC or O_DSYNC when they are
-// durable. A failure of an earlier write that nobody has been told of is returned
-// here, at Flush, Sync or Close, once.
+// durable. A failure of an earlier write to the inode, by any handle, is returned
+// here, at Flush, Sync or Close, once for each handle that was open then.
 func (f *File) Write(ctx context.Context, p []byte, off uint64) (int, error) {
+	if err := f.n.failedSince(&f.told); err != nil {
+		return 0, err
+	}
 	n, err := f.n.write(ctx, p, off, f.flags&unix.O_APPEND != 0)
 	if err == nil && f.flags&(unix.O_SYNC|unix.O_DSYNC) != 0 {
 		err = f.Sync(ctx)
@@ -62,19 +70,27 @@ func (f *File) Write(ctx context.Context, p []byte, off uint64) (int, error) {
 }
 
 // Flush puts and commits what has been written to the inode.
-func (f *File) Flush(ctx context.Context) error { return f.n.flush(ctx) }
+func (f *File) Flush(ctx context.Context) error { return f.Sync(ctx) }
 
 // Sync returns when all that has been written to the inode survives the loss of
 // any M devices of its groups and of power everywhere. A commit is that already.
-func (f *File) Sync(ctx context.Context) error { return f.n.flush(ctx) }
+func (f *File) Sync(ctx context.Context) error {
+	if err := f.n.flush(ctx); err != nil {
+		return err
+	}
+	return f.n.failedSince(&f.told)
+}
 
-// Close flushes and ends the handle. The last handle of an inode that has lost
+// Close flushes, unless the handle is for reading only, and ends the handle. The last handle of an inode that has lost
 // its name lets the cluster delete it.
 func (f *File) Close(ctx context.Context) error {
 	if !f.closed.CompareAndSwap(false, true) {
 		return cfs.E("close", cfs.Closed, nil)
 	}
-	err := f.n.flush(ctx)
+	var err error
+	if f.flags&unix.O_ACCMODE != unix.O_RDONLY {
+		err = f.Sync(ctx)
+	}
 	f.c.release(ctx, f.n)
 	return err
 }

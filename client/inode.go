@@ -34,7 +34,9 @@ type inode struct {
 	seq        uint64   // of the newest chunk
 	mtimeNS    int64    // of the last write
 	fullEnd    uint64   // of the last chunk that was filled: a sequential writer goes on there
-	err        error    // of a put or commit, until somebody has been told
+	err        error    // of the last put or commit that failed
+	failures   uint64   // how many have
+	told       bool     // some handle has told of err
 	committing bool
 	moved      chan struct{} // closed and replaced when chunks leave
 	extents    extentCache
@@ -104,6 +106,10 @@ func (c *Client) release(ctx context.Context, n *inode) {
 	last := n.refs == 0
 	if last {
 		delete(c.inodes, n.ino)
+		seen := n.toldUpTo()
+		if err := n.failedSince(&seen); err != nil {
+			c.log.Error("a write failed and nobody was left to be told", "ino", uint64(n.ino), "err", err)
+		}
 	}
 	c.mu.Unlock()
 	if !last || !n.orphan.Load() {
@@ -175,20 +181,33 @@ func (n *inode) dirty() bool {
 	return len(n.chunks) > 0
 }
 
-// takeErr is the failure that nobody has been told of.
-func (n *inode) takeErr() error {
+// failedSince is the failure of a put or commit that a handle, which has told of
+// those up to *seen, has not told of yet. As with Linux's errseq_t every handle
+// tells once; no handle's telling keeps another from it.
+func (n *inode) failedSince(seen *uint64) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	err := n.err
-	n.err = nil
-	return err
+	if *seen == n.failures {
+		return nil
+	}
+	*seen = n.failures
+	n.told = true
+	return n.err
+}
+
+// toldUpTo is what a new handle need not tell of: nothing, while nobody has told
+// of the last failure.
+func (n *inode) toldUpTo() uint64 {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.told {
+		return 0
+	}
+	return n.failures
 }
 
 // write adds bytes at off, or at the end. It returns once they are in memory.
 func (n *inode) write(ctx context.Context, p []byte, off uint64, atEnd bool) (int, error) {
-	if err := n.takeErr(); err != nil {
-		return 0, err
-	}
 	n.order.RLock()
 	defer n.order.RUnlock()
 	if atEnd {
@@ -303,26 +322,27 @@ func (n *inode) sealOlder(t time.Time) {
 	n.sealLocked(func(k *chunk) bool { return k.born.Before(t) })
 }
 
-// flush commits all that has been written so far, and returns the first failure
-// that nobody has been told of.
+// flush waits until all that has been written so far is committed or has failed.
+// Which it was the handles tell (failedSince); an error is ctx's.
 func (n *inode) flush(ctx context.Context) error {
 	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.sealLocked(func(*chunk) bool { return true })
 	upTo := n.seq
 	for len(n.chunks) > 0 && n.chunks[0].seq <= upTo {
 		moved := n.moved
 		n.mu.Unlock()
+		var err error
 		select {
 		case <-moved:
 		case <-ctx.Done():
-			return ctxError("flush", ctx)
+			err = ctxError("flush", ctx)
 		}
-		n.mu.Lock()
+		if n.mu.Lock(); err != nil {
+			return err
+		}
 	}
-	err := n.err
-	n.err = nil
-	n.mu.Unlock()
-	return err
+	return nil
 }
 
 // settled carries out fn when all that was written is committed and before
@@ -336,8 +356,8 @@ func (n *inode) settled(ctx context.Context, fn func() error) error {
 	return fn()
 }
 
-// leaveLocked removes chunks that are done with; the first failure is kept for
-// whoever asks next.
+// leaveLocked removes chunks that are done with; a failure is kept for the handles
+// to tell.
 func (n *inode) leaveLocked(gone func(*chunk) bool, err error) {
 	kept := n.chunks[:0]
 	for _, k := range n.chunks {
@@ -353,8 +373,12 @@ func (n *inode) leaveLocked(gone func(*chunk) bool, err error) {
 	}
 	clear(n.chunks[len(kept):])
 	n.chunks = kept
-	if err != nil && n.err == nil {
-		n.err = err
+	if err != nil {
+		if n.err == nil || n.told {
+			n.err = err
+		}
+		n.failures++
+		n.told = false
 	}
 	close(n.moved)
 	n.moved = make(chan struct{})

@@ -212,8 +212,8 @@ func (fs *fileSystem) Write(cancel <-chan struct{}, in *gofuse.WriteIn, data []b
 	n, err := f.Write(r, data, in.Offset)
 	fs.distrust(h, err)
 	fs.metrics.bytes.written.Add(float64(n))
-	if n > 0 {
-		err = nil // a short write; what stopped it meets the next one, or the flush
+	if n > 0 && n < len(data) {
+		err = nil // a short write; what stopped it meets the next one
 	}
 	return uint32(n), r.end(err)
 }
