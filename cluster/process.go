@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -36,7 +37,10 @@ type process struct {
 
 // spawner starts children from one thread. PR_SET_PDEATHSIG fires when the
 // thread that forked ends, not the process (prctl(2)), and the runtime ends threads.
-type spawner struct{ work chan func() }
+type spawner struct {
+	work chan func()
+	once sync.Once
+}
 
 func newSpawner() *spawner {
 	s := &spawner{work: make(chan func())}
@@ -50,7 +54,8 @@ func newSpawner() *spawner {
 	return s
 }
 
-func (s *spawner) close() { close(s.work) }
+// close ends the spawner's thread; it may be called again.
+func (s *spawner) close() { s.once.Do(func() { close(s.work) }) }
 
 // start runs argv with its output appended to logPath.
 func (s *spawner) start(argv, env []string, logPath string, dieWithParent syscall.Signal) (*process, error) {

@@ -78,7 +78,7 @@ func (fs *fileSystem) OnUnmount() {
 	fs.dirs.drain()
 	for _, h := range fs.files.drain() {
 		fs.metrics.open.Dec()
-		if err := h.file.Close(ctx); err != nil {
+		if err := h.close(ctx); err != nil {
 			fs.log.Error("closing a file at unmount", "ino", uint64(h.ino), "err", err)
 		}
 	}

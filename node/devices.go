@@ -140,7 +140,12 @@ func (s *deviceSet) open(cfg *Config, path string) (*candidate, error) {
 		return c, err
 	}
 	c.sb, err = nvme.ReadSuperblock(c.dev)
-	if errors.Is(err, cfs.NotFound) {
+	switch {
+	case errors.Is(err, cfs.NotFound):
+		c.blank = true
+		return c, nil
+	case errors.Is(err, cfs.Corrupt) && cfg.Force:
+		cfg.Logger.Warn("formatting a device whose superblock is damaged", "path", path, "err", err)
 		c.blank = true
 		return c, nil
 	}
@@ -171,7 +176,7 @@ func (c *candidate) belongs(cfg *Config, dir *dataDir) error {
 	return nil
 }
 
-// formattable refuses a device that Format would refuse later, for its size.
+// formattable refuses a device that Format would refuse later, for its size or what it holds.
 func (c *candidate) formattable(cfg *Config) error {
 	segment := int64(cfg.SegmentBytes)
 	if segment == 0 {
@@ -181,7 +186,10 @@ func (c *candidate) formattable(cfg *Config) error {
 	if size := c.dev.Info().SizeBytes; size < least {
 		return cfs.Errorf("device "+c.path, cfs.Invalid, "%d bytes are too small, the least is %d", size, least)
 	}
-	return nil
+	if c.force {
+		return nil
+	}
+	return nvme.CheckBlank(c.dev)
 }
 
 // refuseTwins refuses two devices with one id: copies of an image.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 
+	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/raftmeta"
 	"github.com/claudefs/claudefs/store"
 	"github.com/claudefs/claudefs/wire"
@@ -27,11 +28,14 @@ func (d *dispatch) Serve(ctx context.Context, r *wire.Request) (wire.Response, e
 func (d *dispatch) Receive(r *wire.Request) error { return d.raft.Receive(r) }
 
 // alloc gives memory for an incoming payload: the arena's for shards, which go
-// to a device from there, ordinary memory for anything else (pieces of
-// snapshots; the wire bounds their length).
+// to a device from there, ordinary memory for pieces of snapshots. Nothing else
+// has one.
 func (d *dispatch) alloc(ctx context.Context, op wire.Op, n int) (wire.Buffer, error) {
 	if op == wire.OpPutShard {
 		return d.store.Alloc(ctx, op, n)
+	}
+	if op != wire.OpSnapshot {
+		return nil, cfs.Errorf(op.String(), cfs.BadRequest, "a payload of %d bytes, which it has none of", n)
 	}
 	return heapBuffer(make([]byte, n)), nil
 }

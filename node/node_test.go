@@ -264,6 +264,12 @@ func TestRefusalsChangeNothing(t *testing.T) {
 	if err := os.WriteFile(corrupt, image, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	clear(image[:8]) // no superblock's magic: somebody's file
+	clear(image[1<<20-4096 : 1<<20-4088])
+	backup := filepath.Join(plain, "backup")
+	if err := os.WriteFile(backup, image, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name   string
 		change func(*Config)
@@ -283,6 +289,7 @@ func TestRefusalsChangeNothing(t *testing.T) {
 		}, cfs.Usage, "1/0"},
 		{"two copies of a device", func(c *Config) { c.Devices = []string{sibling.Devices[0], twin} }, cfs.Usage, "1/0"},
 		{"damaged superblock", func(c *Config) { c.Devices[1] = corrupt }, cfs.Corrupt, "corrupt"},
+		{"other data", func(c *Config) { c.Devices[1] = backup }, cfs.Exists, "other data"},
 		{"another cluster's directory", func(c *Config) { c.DataDir = foreign.DataDir }, cfs.WrongCluster, `"elsewhere"`},
 		{"another node's directory", func(c *Config) {
 			c.NodeID, c.Seeds, c.Advertise = 2, []string{"a:1", "b:2"}, "b:2"

@@ -35,6 +35,9 @@ func (c *crcCache) get(at uint64) []byte {
 
 // put keeps crcs, which nobody changes any more.
 func (c *crcCache) put(at uint64, crcs []byte) {
+	if _, there := c.young[at]; there {
+		return
+	}
 	size := len(crcs) + cacheEntryBytes
 	if c.youngBytes+size > c.boundBytes/2 {
 		c.old, c.young, c.youngBytes = c.young, make(map[uint64][]byte), 0

@@ -185,9 +185,14 @@ func formatAllowed(dev Device, op string, old Superblock, oldErr error, clusterI
 		return cfs.Errorf(op, cfs.Exists, "it is already device %s of cluster %q", old.Device, old.ClusterID)
 	case cfs.KindOf(oldErr) != cfs.NotFound:
 		return oldErr
-	case dev.Info().Kind != KindBlock:
-		return nil
 	}
+	return CheckBlank(dev)
+}
+
+// CheckBlank refuses a device, with Exists, that is not formatted and holds
+// something else: anything but zeros where the superblocks go.
+func CheckBlank(dev Device) error {
+	op := "format " + dev.Info().Path
 	mem, err := newScratch(HeaderAreaBytes)
 	if err != nil {
 		return err

@@ -52,7 +52,7 @@ devices and a data directory that belong to another cluster or node are refused.
 	fl.StringSliceVar(&f.cfg.Seeds, "seed-nodes", nil, "HOST:PORT of every voter, in the order of node ids (default: this node alone)")
 	fl.Uint8Var(&f.cfg.Site, "site-id", 0, "the site's number")
 	fl.StringVar(&f.cfg.Metrics, "metrics", "", "HOST:PORT to serve /metrics and /healthz on (default: nowhere)")
-	fl.BoolVar(&f.cfg.Force, "force", false, "format devices that are formatted for another cluster: their data is lost")
+	fl.BoolVar(&f.cfg.Force, "force", false, "format devices of another cluster, with other data or with a damaged superblock: what they hold is lost")
 	fl.StringVar(&f.profile, "profile", "", "write a profile to the data directory: cpu, mem, block or trace")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	for _, name := range []string{"cluster-id", "node-id", "listen", "data-dir", "device"} {
