@@ -359,6 +359,32 @@ func TestForceTakesAnotherClustersDevice(t *testing.T) {
 	waitStatus(t, start(t, cfg).Addr(), devicesUp(2))
 }
 
+func TestForceTakesWhatIsDamagedOrForeign(t *testing.T) {
+	dir := t.TempDir()
+	cfg := aloneConfig(t, dir)
+	if err := start(t, cfg).Close(); err != nil {
+		t.Fatal(err)
+	}
+	image, err := os.ReadFile(cfg.Devices[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, off := range []int{100, 1<<20 - 4096 + 100} {
+		image[off] ^= 1 // both superblocks
+	}
+	forced := aloneConfig(t, mkdir(t, dir, "forced"))
+	if err := os.WriteFile(forced.Devices[0], image, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	image[0] ^= 1 // no superblock at all
+	image[1<<20-4096] ^= 1
+	if err := os.WriteFile(forced.Devices[1], image, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	forced.Force = true
+	waitStatus(t, start(t, forced).Addr(), devicesUp(2))
+}
+
 func TestGoesOnWithoutADeviceThatItHad(t *testing.T) {
 	dir := t.TempDir()
 	cfg := aloneConfig(t, dir)
