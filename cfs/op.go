@@ -12,11 +12,12 @@ const (
 	OpCreate OpKind = iota + 1
 	// OpLink adds a name to an inode {Ino, Dir, Name}.
 	OpLink
-	// OpUnlink removes a name that is not a directory {Dir, Name, Hold}.
+	// OpUnlink removes a name that is not a directory {Dir, Name, Hold, Ino: what the session takes the name
+	// for, 0 for anything; another is Conflict, since Hold was decided for it}.
 	OpUnlink
 	// OpRmdir removes an empty directory {Dir, Name}.
 	OpRmdir
-	// OpRename moves a name {Dir, Name, NewDir, NewName, Flags: RENAME_*, Hold: of the replaced inode}.
+	// OpRename moves a name {Dir, Name, NewDir, NewName, Flags: RENAME_*, Hold and Ino: of the replaced inode}.
 	OpRename
 	// OpSetAttr changes attributes {Ino, Mask, Attr}.
 	OpSetAttr

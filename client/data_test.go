@@ -414,6 +414,37 @@ func TestAppendersDoNotOverwrite(t *testing.T) {
 	}
 }
 
+// TestUnlinkOfAnotherThanCached: what is behind a name changes under a client that
+// has it cached; what it has open stays, what it has not goes.
+func TestUnlinkOfAnotherThanCached(t *testing.T) {
+	b := newBed(t, 3)
+	c := b.mount(t, func(cfg *Config) { cfg.CacheTTL = MaxCacheTTL })
+	other := b.mount(t)
+	ctx := t.Context()
+	put(t, c, "f", []byte("old"))
+	data := randomBytes(1, 300_000)
+	put(t, c, "g", data)
+	g := open(t, c, "g", unix.O_RDONLY)
+	_, err := c.Lookup(ctx, cfs.RootIno, "f") // cached as the old file
+	must(t, err)
+	must(t, other.Rename(ctx, me, cfs.RootIno, "g", cfs.RootIno, "f", 0))
+	must(t, c.Unlink(ctx, me, cfs.RootIno, "f"))
+	same(t, "unlinked by its own reader", readAll(t, g, 1<<20), data)
+	must(t, g.Close(ctx))
+
+	put(t, c, "f", []byte("old"))
+	closed := put(t, c, "g", data)
+	f := open(t, c, "f", unix.O_RDONLY)
+	must(t, other.Rename(ctx, me, cfs.RootIno, "f", cfs.RootIno, "h", 0))
+	must(t, other.Rename(ctx, me, cfs.RootIno, "g", cfs.RootIno, "f", 0))
+	must(t, c.Unlink(ctx, me, cfs.RootIno, "f")) // not the one that is open
+	if k := b.read(&cfs.Query{Kind: cfs.QueryGetAttr, Ino: closed}).Kind; k != cfs.Stale {
+		t.Errorf("an inode that nobody has open is %v after its unlink, want stale", k)
+	}
+	must(t, f.Close(ctx))
+	b.checkStripes(t, c)
+}
+
 func TestUnlinkedWhileOpen(t *testing.T) {
 	b := newBed(t, 3)
 	c := b.mount(t)

@@ -30,12 +30,18 @@ type listingChange struct {
 	gen     uint64 // after it
 	name    string
 	present bool
+	expires time.Time
 }
 
-// made notes a directory that this client has made: it is empty.
-func (c *cache) made(dir cfs.Ino, gen uint64) {
+// made notes a directory that this client has made: it is empty, unless somebody
+// has been seen to change it since. The time counts from when the cluster was
+// asked: a reply may come late, and again.
+func (c *cache) made(dir cfs.Ino, gen uint64, asked time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if a, known := c.attrs.get(dir); known && a.attr.Gen > gen {
+		return
+	}
 	if len(c.listings) >= maxListings {
 		oldest, at := dir, time.Now().Add(c.ttl)
 		for i, l := range c.listings {
@@ -45,12 +51,12 @@ func (c *cache) made(dir cfs.Ino, gen uint64) {
 		}
 		delete(c.listings, oldest)
 	}
-	c.listings[dir] = &listing{gen: gen, names: map[string]struct{}{}, early: map[uint64]listingChange{}, expires: time.Now().Add(c.ttl)}
+	c.listings[dir] = &listing{gen: gen, names: map[string]struct{}{}, early: map[uint64]listingChange{}, expires: asked.Add(c.ttl)}
 }
 
 // changed notes our change of a directory from generation was to gen: it has the
-// name now, or not any more.
-func (c *cache) changed(dir cfs.Ino, was, gen uint64, name string, present bool) {
+// name now, or not any more. asked is when the cluster was asked for it.
+func (c *cache) changed(dir cfs.Ino, was, gen uint64, name string, present bool, asked time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	l := c.listings[dir]
@@ -61,7 +67,7 @@ func (c *cache) changed(dir cfs.Ino, was, gen uint64, name string, present bool)
 		delete(c.listings, dir) // somebody else's change lies between, or it is too much
 		return
 	}
-	l.early[was] = listingChange{gen, name, present}
+	l.early[was] = listingChange{gen, name, present, asked.Add(c.ttl)}
 	for {
 		next, ok := l.early[l.gen]
 		if !ok {
@@ -74,7 +80,7 @@ func (c *cache) changed(dir cfs.Ino, was, gen uint64, name string, present bool)
 		} else {
 			delete(l.names, next.name)
 		}
-		l.expires = time.Now().Add(c.ttl)
+		l.expires = next.expires
 	}
 }
 

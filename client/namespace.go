@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"time"
 
 	"github.com/claudefs/claudefs/cfs"
 )
@@ -19,6 +20,11 @@ func (c *Client) Lookup(ctx context.Context, dir cfs.Ino, name string) (cfs.Attr
 	} else if c.cache.absent(dir, name) {
 		return cfs.Attr{}, cfs.E("lookup", cfs.NotFound, nil)
 	}
+	return c.lookup(ctx, dir, name)
+}
+
+// lookup asks the leader.
+func (c *Client) lookup(ctx context.Context, dir cfs.Ino, name string) (cfs.Attr, error) {
 	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryLookup, Dir: dir, Name: name})
 	if a != nil && a.Dir.Ino != 0 {
 		c.cache.putAttr(a.Dir)
@@ -117,6 +123,7 @@ func (c *Client) Link(ctx context.Context, cred cfs.Cred, i, dir cfs.Ino, name s
 
 // entryOp carries out an operation that gives dir the name.
 func (c *Client) entryOp(ctx context.Context, cred cfs.Cred, op cfs.Op, dir cfs.Ino, name string) (cfs.Attr, error) {
+	asked := time.Now()
 	res, err := c.do(ctx, cred, op)
 	if err != nil {
 		return cfs.Attr{}, err
@@ -124,9 +131,9 @@ func (c *Client) entryOp(ctx context.Context, cred cfs.Cred, op cfs.Op, dir cfs.
 	r := &res[0]
 	c.cache.putAttr(r.Dir)
 	c.cache.putName(dir, name, r.Attr.Ino, r.Dir.Gen)
-	c.cache.changed(dir, r.DirWas, r.Dir.Gen, name, true)
+	c.cache.changed(dir, r.DirWas, r.Dir.Gen, name, true, asked)
 	if op.Kind == cfs.OpCreate && r.Attr.IsDir() {
-		c.cache.made(r.Attr.Ino, r.Attr.Gen)
+		c.cache.made(r.Attr.Ino, r.Attr.Gen, asked)
 	}
 	return c.overlay(c.cache.putAttr(r.Attr)), nil
 }
@@ -134,10 +141,7 @@ func (c *Client) entryOp(ctx context.Context, cred cfs.Cred, op cfs.Op, dir cfs.
 // Unlink removes a name that is not a directory. An inode that this client has
 // open stays until it is closed.
 func (c *Client) Unlink(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string) error {
-	op := cfs.Op{Kind: cfs.OpUnlink, Dir: dir, Name: name}
-	release := c.holdTarget(ctx, &op, dir, name)
-	defer release()
-	return c.removal(ctx, cred, op)
+	return c.removal(ctx, cred, cfs.Op{Kind: cfs.OpUnlink, Dir: dir, Name: name})
 }
 
 // Rmdir removes an empty directory.
@@ -146,29 +150,26 @@ func (c *Client) Rmdir(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name str
 }
 
 func (c *Client) removal(ctx context.Context, cred cfs.Cred, op cfs.Op) error {
-	res, err := c.do(ctx, cred, op)
+	asked := time.Now()
+	r, err := c.doHolding(ctx, cred, op, op.Dir, op.Name)
 	if err != nil {
 		return err
 	}
-	c.cache.putAttr(res[0].Dir)
-	c.cache.putName(op.Dir, op.Name, 0, res[0].Dir.Gen)
-	c.cache.changed(op.Dir, res[0].DirWas, res[0].Dir.Gen, op.Name, false)
-	c.lostName(&res[0].Attr, op.Hold)
+	c.cache.putAttr(r.Dir)
+	c.cache.putName(op.Dir, op.Name, 0, r.Dir.Gen)
+	c.cache.changed(op.Dir, r.DirWas, r.Dir.Gen, op.Name, false, asked)
 	return nil
 }
 
 // Rename moves a name; flags are RENAME_NOREPLACE or RENAME_EXCHANGE.
 func (c *Client) Rename(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string, newDir cfs.Ino, newName string, flags uint32) error {
 	op := cfs.Op{Kind: cfs.OpRename, Dir: dir, Name: name, NewDir: newDir, NewName: newName, Flags: flags}
-	release := c.holdTarget(ctx, &op, newDir, newName)
-	defer release()
 	moved, _ := c.cache.name(dir, name)
 	replaced, _ := c.cache.name(newDir, newName)
-	res, err := c.do(ctx, cred, op)
+	r, err := c.doHolding(ctx, cred, op, newDir, newName)
 	if err != nil {
 		return err
 	}
-	r := &res[0]
 	c.cache.putAttr(r.Dir)
 	to := r.Dir.Gen
 	if r.NewDir.Ino != 0 {
@@ -182,21 +183,52 @@ func (c *Client) Rename(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name st
 	c.cache.forgetName(newDir, newName, to)
 	c.cache.forgetAttr(moved) // its change time is new
 	c.cache.forgetAttr(replaced)
-	c.lostName(&r.Attr, op.Hold)
 	return nil
 }
 
-// holdTarget sets op.Hold where this client has the inode behind a name open, and
+// maxRetargets is how often an operation is tried for another inode that has
+// come behind a name.
+const maxRetargets = 8
+
+// doHolding carries out an operation that may take the last name of what is
+// behind dir's name. The session holds that inode if this client has it open; the
+// operation says which inode that was decided for, and if it is another by now
+// the leader is asked which.
+func (c *Client) doHolding(ctx context.Context, cred cfs.Cred, op cfs.Op, dir cfs.Ino, name string) (*cfs.Result, error) {
+	for try := 0; ; try++ {
+		op.Ino, op.Hold = 0, false
+		release := c.holdTarget(ctx, &op, dir, name, try > 0)
+		res, err := c.do(ctx, cred, op)
+		if err == nil {
+			c.lostName(&res[0].Attr, op.Hold)
+		}
+		release()
+		if errors.Is(err, cfs.Conflict) && try < maxRetargets {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		return &res[0], nil
+	}
+}
+
+// holdTarget sets op.Ino, and op.Hold where this client has that inode open, and
 // keeps it open until the returned function is called.
-func (c *Client) holdTarget(ctx context.Context, op *cfs.Op, dir cfs.Ino, name string) (release func()) {
+func (c *Client) holdTarget(ctx context.Context, op *cfs.Op, dir cfs.Ino, name string, anew bool) (release func()) {
 	none := func() {}
 	if c.openCount() == 0 {
 		return none
 	}
-	a, err := c.Lookup(ctx, dir, name)
+	look := c.Lookup
+	if anew {
+		look = c.lookup
+	}
+	a, err := look(ctx, dir, name)
 	if err != nil {
 		return none // the operation itself will say why
 	}
+	op.Ino = a.Ino
 	n := c.find(a.Ino)
 	if n == nil || !c.retain(n) {
 		return none

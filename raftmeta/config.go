@@ -19,7 +19,8 @@ const (
 const (
 	// defaultMaxProposals bounds the commands that wait for their commit; beyond is cfs.Overloaded.
 	defaultMaxProposals = 4096
-	// maxReads bounds the queries that wait for their turn; beyond is cfs.Overloaded.
+	// maxReads bounds the queries that the loop has not taken in yet; beyond is
+	// cfs.Overloaded. Those that wait for a round are bounded by the connections.
 	maxReads = 16384
 	// maxMessages bounds the messages that wait for the loop; more are dropped, as Raft allows.
 	maxMessages = 4096

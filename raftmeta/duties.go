@@ -89,17 +89,18 @@ func (d *duties) run(ctx context.Context) {
 	interval := min(dutyInterval, d.n.cfg.NodeTimeout/4, d.n.cfg.SessionTimeout/4)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
+	woke := time.Now()
 	for {
-		idle := time.Now()
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		case <-d.kick:
 		}
-		if late := time.Since(idle) - interval; late > d.n.cfg.NodeTimeout/4 {
+		if late := time.Since(woke) - interval; late > d.n.cfg.NodeTimeout/4 {
 			d.hearAnew(late)
 		}
+		woke = time.Now()
 		for _, duty := range []func(context.Context) error{d.expireSessions, d.updateNodes, d.planGroups, d.reap} {
 			if err := duty(ctx); err != nil && ctx.Err() == nil {
 				d.n.log.Warn("leader's duty put off", "err", err)

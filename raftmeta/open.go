@@ -56,6 +56,9 @@ func (n *Node) open() error {
 		ClusterID: n.cfg.ClusterID, NodeID: n.cfg.NodeID, SegmentBytes: n.cfg.SegmentBytes,
 		Logger: n.log, OnSync: n.metrics.onSync,
 	})
+	if err == nil {
+		err = syncDir(n.cfg.Dir) // the log's directory may be new
+	}
 	if err != nil {
 		return err
 	}

@@ -282,21 +282,28 @@ func (a *arrived) check(m *pb.SnapshotMetadata) error {
 // offer shows Raft the message of a received state. If Raft wants it, the next
 // Ready has it; unclaimed then finds out.
 func (l *loop) offer(a *arrived, m *pb.Message) error {
-	l.unclaimed()
-	if a.taken.CompareAndSwap(false, true) {
-		l.arrived = a
-		l.step(m)
+	if !a.taken.CompareAndSwap(false, true) {
+		return nil
 	}
+	if l.arrived != nil { // Raft may want that one: its Ready is still to come
+		l.discard(a)
+		return nil
+	}
+	l.arrived = a
+	l.step(m)
 	return nil
 }
 
 // unclaimed removes a received state that Raft did not want.
 func (l *loop) unclaimed() {
-	a := l.arrived
-	if a == nil {
-		return
+	if a := l.arrived; a != nil {
+		l.arrived = nil
+		l.discard(a)
 	}
-	l.arrived = nil
+}
+
+// discard removes a received state and tells its sender.
+func (l *loop) discard(a *arrived) {
 	l.n.metrics.snapshots.WithLabelValues("discarded").Inc()
 	if err := a.remove(); err != nil {
 		l.n.log.Warn("received snapshot not removed", "dir", a.name, "err", err)

@@ -207,15 +207,22 @@ func (t *tx) checkStripe(op *cfs.Op, x *cfs.Extent) cfs.Kind {
 	if x.Stripe.Session != t.sess || x.Stripe.Counter < t.floor(t.sess) {
 		return cfs.BelowFloor
 	}
+	// Every epoch that the command names of the group must be the present one: a
+	// batch may hold stripes that were put before and after it passed.
+	named := false
 	for _, e := range op.Epochs {
-		if e.PG == x.PG {
-			if e.Epoch != g.Epoch || !g.Writable {
-				return cfs.StaleEpoch
-			}
-			return cfs.KindOK
+		if e.PG != x.PG {
+			continue
 		}
+		if e.Epoch != g.Epoch || !g.Writable {
+			return cfs.StaleEpoch
+		}
+		named = true
 	}
-	return cfs.StaleEpoch
+	if !named {
+		return cfs.StaleEpoch
+	}
+	return cfs.KindOK
 }
 
 func (t *tx) write(op *cfs.Op, res *cfs.Result) cfs.Kind {

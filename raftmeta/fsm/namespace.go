@@ -168,6 +168,9 @@ func (t *tx) unlink(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	if n.IsDir() {
 		return cfs.IsDir
 	}
+	if op.Ino != 0 && n.Ino != op.Ino {
+		return cfs.Conflict
+	}
 	t.del(direntKey(op.Dir, op.Name))
 	t.changedDir(dir, res)
 	t.dropLink(n, op.Hold)
@@ -270,6 +273,8 @@ func (t *tx) rename(op *cfs.Op, res *cfs.Result) cfs.Kind {
 		return k
 	}
 	switch {
+	case op.Ino != 0 && (mv.dst == nil || mv.dst.Ino != op.Ino):
+		return cfs.Conflict
 	case mv.dst != nil && op.Flags == cfs.RenameNoreplace:
 		return cfs.Exists
 	case mv.dst == nil && op.Flags == cfs.RenameExchange:

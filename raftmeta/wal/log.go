@@ -267,9 +267,6 @@ func (l *Log) SizeBytes() int64 {
 	return n
 }
 
-// Err is the failure that ended the log's use, or nil.
-func (l *Log) Err() error { return l.err }
-
 // Close makes everything written durable, unless a failure came before, and
 // closes the files.
 func (l *Log) Close() error {
