@@ -23,6 +23,7 @@ import (
 // notPosix are the tests of posixtest that are left out, and why.
 var notPosix = map[string]string{
 	"FcntlFlockLocksFile": "expects two descriptors of one process to exclude each other, which POSIX locks do not (go-fuse's own runs leave it out)",
+	"OpenSymlinkRace":     "replaces a name faster than the kernel looks it up: it asks anew once after ESTALE, and meets the next replacement now and then (go-fuse's own runs leave it out)",
 }
 
 func TestPosix(t *testing.T) {
