@@ -274,8 +274,7 @@ func (c *Client) flushAll(ctx context.Context) error {
 	for _, n := range all {
 		err := n.flush(ctx)
 		if err == nil {
-			seen := n.toldUpTo()
-			err = n.failedSince(&seen)
+			err = n.untold()
 		}
 		if first == nil {
 			first = err

@@ -106,8 +106,7 @@ func (c *Client) release(ctx context.Context, n *inode) {
 	last := n.refs == 0
 	if last {
 		delete(c.inodes, n.ino)
-		seen := n.toldUpTo()
-		if err := n.failedSince(&seen); err != nil {
+		if err := n.untold(); err != nil {
 			c.log.Error("a write failed and nobody was left to be told", "ino", uint64(n.ino), "err", err)
 		}
 	}
@@ -204,6 +203,12 @@ func (n *inode) toldUpTo() uint64 {
 		return 0
 	}
 	return n.failures
+}
+
+// untold is the last failure, if no handle has told of it.
+func (n *inode) untold() error {
+	seen := n.toldUpTo()
+	return n.failedSince(&seen)
 }
 
 // write adds bytes at off, or at the end. It returns once they are in memory.

@@ -98,7 +98,7 @@ func writeCurrent(dir string, c *current) error {
 		err = os.Rename(path+".tmp", path)
 	}
 	if err == nil {
-		err = syncDir(dir)
+		err = wal.SyncDir(dir)
 	}
 	if err != nil {
 		return cfs.E("write "+path, cfs.KindOf(err), err)
@@ -113,14 +113,6 @@ func writeSynced(path string, b []byte) error {
 	}
 	_, err = f.Write(b)
 	return errors.Join(err, f.Sync(), f.Close())
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Fsync(int(d.Fd())), d.Close())
 }
 
 // nextKV is a name that no state directory in dir has.

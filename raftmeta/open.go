@@ -56,9 +56,6 @@ func (n *Node) open() error {
 		ClusterID: n.cfg.ClusterID, NodeID: n.cfg.NodeID, SegmentBytes: n.cfg.SegmentBytes,
 		Logger: n.log, OnSync: n.metrics.onSync,
 	})
-	if err == nil {
-		err = syncDir(n.cfg.Dir) // the log's directory may be new
-	}
 	if err != nil {
 		return err
 	}
@@ -136,7 +133,7 @@ func (n *Node) bootstrap() (*current, error) {
 		err = store.Flush()
 	}
 	if err = errors.Join(err, store.Close()); err == nil {
-		err = syncDir(dir)
+		err = wal.SyncDir(dir)
 	}
 	if err != nil {
 		return nil, cfs.E("bootstrap "+dir, cfs.KindOf(err), err)

@@ -246,7 +246,7 @@ func (n *Node) receiveLast(ctx context.Context, a *arrived, req *wirepb.Snapshot
 		err = a.store.Flush()
 	}
 	if err == nil {
-		err = syncDir(n.cfg.Dir)
+		err = wal.SyncDir(n.cfg.Dir)
 	}
 	if err != nil {
 		return errors.Join(cfs.E(op, cfs.KindOf(err), err), n.drop())

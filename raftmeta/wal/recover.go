@@ -31,7 +31,11 @@ func Open(dir string, opt Options) (*Log, *Recovered, error) {
 	if opt.SegmentBytes < MinSegmentBytes || len(opt.ClusterID) > maxClusterID {
 		return nil, nil, cfs.Errorf("open raft log "+dir, cfs.Usage, "segments of %d bytes, cluster id of %d", opt.SegmentBytes, len(opt.ClusterID))
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		err = SyncDir(filepath.Dir(dir)) // dir itself may be new
+	}
+	if err != nil {
 		return nil, nil, cfs.E("open raft log "+dir, cfs.KindOf(err), err)
 	}
 	seqs, err := listSegments(dir)

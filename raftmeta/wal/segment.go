@@ -127,7 +127,7 @@ func newSegment(dir, spare string, seq uint64, clusterID string, node cfs.NodeID
 		err = os.Rename(spare, s.path)
 	}
 	if err == nil {
-		err = syncDir(dir)
+		err = SyncDir(dir)
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())
@@ -135,7 +135,8 @@ func newSegment(dir, spare string, seq uint64, clusterID string, node cfs.NodeID
 	return s, f, nil
 }
 
-func syncDir(dir string) error {
+// SyncDir makes the names in a directory durable.
+func SyncDir(dir string) error {
 	d, err := os.Open(dir)
 	if err != nil {
 		return err
