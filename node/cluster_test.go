@@ -96,7 +96,7 @@ func TestThreeNodes(t *testing.T) {
 	waitFor(t, "the cluster knows how far the devices came", func() bool {
 		for _, n := range nodes {
 			for _, id := range n.store.Devices() {
-				if pos, moved := n.feed.untold(id); pos == 0 || moved {
+				if pos := n.store.FeedPosition(id); pos == 0 || n.feed.untold(id, pos) {
 					return false
 				}
 			}

@@ -98,7 +98,7 @@ func FuzzParseState(f *testing.F) {
 
 func TestFeedPositions(t *testing.T) {
 	a, b := cfs.MakeDeviceID(1, 0), cfs.MakeDeviceID(1, 1)
-	f := newFeed([]cfs.DeviceID{a, b})
+	f := newFeed(map[cfs.DeviceID]uint64{a: 0, b: 2})
 	f.adopt(&cfs.Map{Devices: []cfs.Device{{ID: a, FeedPos: 7}, {ID: b, FeedPos: 3}, {ID: cfs.MakeDeviceID(2, 0), FeedPos: 1}}})
 	if f.least() != 3 || f.position(a) != 7 || len(f.pos) != 2 {
 		t.Errorf("positions %v", f.pos)
@@ -109,14 +109,14 @@ func TestFeedPositions(t *testing.T) {
 	if f.least() != 7 || f.position(b) != 9 {
 		t.Errorf("positions %v", f.pos)
 	}
-	if pos, moved := f.untold(b); pos != 9 || !moved {
-		t.Errorf("to record: %d, %v", pos, moved)
+	if !f.untold(b, 9) {
+		t.Error("a new position is not to be recorded")
 	}
 	f.tell(b, 9)
-	if _, moved := f.untold(b); moved {
+	if f.untold(b, 9) {
 		t.Error("what is recorded is to be recorded again")
 	}
-	if _, moved := f.untold(a); moved {
+	if f.untold(a, 7) {
 		t.Error("what came from the cluster is to be recorded")
 	}
 }

@@ -17,11 +17,6 @@ const (
 	putBytes = 64 * (cfs.MaxShardSize + iopath.Headroom)
 	// getBytes are shards between device and socket: 64 of the largest.
 	getBytes = 64 * (cfs.MaxShardSize + iopath.Headroom)
-	// logBytes are, for each device, what its log gathers small records in, rounded up.
-	logBytes = 1 << 20
-
-	// minSegments is the least number of segments that a device is formatted for.
-	minSegments = 2
 
 	// ringEntries bounds the requests that one device has in the kernel at a time.
 	ringEntries = 256
@@ -57,7 +52,7 @@ type candidate struct {
 // before and that does not open now is left out with a log line; any other that
 // does not open, and any that belongs to somebody else, is refused.
 func openDevices(cfg *Config, dir *dataDir) (*deviceSet, error) {
-	arena, err := iopath.NewArena(putBytes + getBytes + len(cfg.Devices)*logBytes)
+	arena, err := iopath.NewArena(putBytes + getBytes + len(cfg.Devices)*nvme.LogArenaBytes)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +177,7 @@ func (c *candidate) formattable(cfg *Config) error {
 	if segment == 0 {
 		segment = nvme.DefaultSegmentBytes
 	}
-	least := nvme.HeaderAreaBytes + minSegments*segment
+	least := nvme.HeaderAreaBytes + nvme.MinSegments*segment
 	if size := c.dev.Info().SizeBytes; size < least {
 		return cfs.Errorf("device "+c.path, cfs.Invalid, "%d bytes are too small, the least is %d", size, least)
 	}

@@ -19,22 +19,17 @@ const (
 
 // feed follows the ordered feed of stripes that nothing references any more.
 // Each device has a position: it has deleted everything up to there. A position
-// starts at what the cluster has recorded for the device and is recorded there
-// when it has moved, so that the feed's rows can go; going over a part of the feed
-// twice is harmless. A restart may bring deleted records back (docs/format/disk.md)
-// behind that position: they cost space until reclaim compares whole devices.
+// starts at what the device has stored, or what the cluster has recorded for a new device.
+// The cluster is told what is durable on the device, so that the feed's rows can go: a
+// crash makes a device forget deletes, and it goes over that part of the feed again.
 type feed struct {
 	mu   sync.Mutex
 	pos  map[cfs.DeviceID]uint64
 	told map[cfs.DeviceID]uint64 // what the cluster has recorded
 }
 
-func newFeed(devices []cfs.DeviceID) *feed {
-	f := &feed{pos: map[cfs.DeviceID]uint64{}, told: map[cfs.DeviceID]uint64{}}
-	for _, id := range devices {
-		f.pos[id] = 0
-	}
-	return f
+func newFeed(stored map[cfs.DeviceID]uint64) *feed {
+	return &feed{pos: stored, told: map[cfs.DeviceID]uint64{}}
 }
 
 // position is how far a device has come.
@@ -74,11 +69,11 @@ func (f *feed) least() uint64 {
 	return least
 }
 
-// untold is the position of a device that the cluster has not recorded yet.
-func (f *feed) untold(id cfs.DeviceID) (pos uint64, ok bool) {
+// untold reports whether the cluster has not recorded a position of a device yet.
+func (f *feed) untold(id cfs.DeviceID, pos uint64) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.pos[id], f.pos[id] > f.told[id]
+	return pos > f.told[id]
 }
 
 func (f *feed) tell(id cfs.DeviceID, pos uint64) {
@@ -131,8 +126,8 @@ func (n *Node) drainFeed(ctx context.Context) error {
 
 // feedDone records a device's position with the cluster if it has moved.
 func (n *Node) feedDone(ctx context.Context, id cfs.DeviceID) error {
-	pos, moved := n.feed.untold(id)
-	if !moved {
+	pos := n.store.FeedPosition(id)
+	if !n.feed.untold(id, pos) {
 		return nil
 	}
 	cmd := wire.CommandToPB(&cfs.Command{Ops: []cfs.Op{{Kind: cfs.OpFeedDone, Device: cfs.Device{ID: id, FeedPos: pos}}}})
@@ -177,7 +172,7 @@ func (n *Node) feedOnce(ctx context.Context) (more bool, err error) {
 				stripes = append(stripes, f.Stripe)
 			}
 		}
-		if _, err := n.store.DeleteFreed(id, stripes); err != nil {
+		if _, err := n.store.DeleteFreed(id, stripes, last); err != nil {
 			return false, err
 		}
 		n.feed.advance(id, last)

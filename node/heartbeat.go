@@ -68,7 +68,7 @@ func (n *Node) heartbeat() *wirepb.Heartbeat {
 		uuid := n.devices.uuids[id]
 		hb.Devices = append(hb.Devices, &wirepb.Device{
 			Id: uint32(id), Uuid: uuid[:], State: uint32(state),
-			Capacity: uint64(stats.CapacityBytes), Used: uint64(stats.UsedBytes), FeedPos: n.feed.position(id),
+			Capacity: uint64(stats.CapacityBytes), Used: uint64(stats.UsedBytes), FeedPos: n.store.FeedPosition(id),
 		})
 	}
 	return hb

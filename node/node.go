@@ -160,7 +160,7 @@ func (n *Node) startServices() (err error) {
 		Logger: n.log.With("part", "store"), Metrics: store.NewMetrics(n.registry),
 	})
 	n.leader = newLeader(n.pools[1], n.cfg.Seeds)
-	n.feed = newFeed(n.store.Devices())
+	n.feed = newFeed(n.store.FeedPositions())
 	d := &dispatch{store: n.store, raft: n.raft}
 	n.server = wire.NewServer(wire.ServerConfig{
 		Hello: hello, Handler: d, Alloc: d.alloc, MaxInFlight: maxInFlight,

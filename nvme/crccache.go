@@ -18,8 +18,8 @@ func newCRCCache(boundBytes int) *crcCache {
 	return &crcCache{boundBytes: boundBytes, young: make(map[uint64][]byte)}
 }
 
-// place names a record by where it lies; unique among live records.
-func place(seg, payload uint32) uint64 { return uint64(seg)<<16 | uint64(payload) }
+// cacheKey names a record by where it lies; unique among live records.
+func cacheKey(seg, payload uint32) uint64 { return uint64(seg)<<16 | uint64(payload) }
 
 func (c *crcCache) get(at uint64) []byte {
 	if v, ok := c.young[at]; ok {

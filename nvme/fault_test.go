@@ -76,7 +76,8 @@ func TestWriteFailureFailsThoseBehind(t *testing.T) {
 		go func() { errs <- r.put(l, testKey(i), 36<<10) }()
 	}
 	waitUntil(l, func() bool {
-		return len(l.flow) == 3 && l.flow[1].state == batchDone && l.flow[2].state == batchDone
+		flow := l.flow()
+		return len(flow) == 3 && flow[1].state == batchDone && flow[2].state == batchDone
 	})
 	close(gate)
 	for range 3 {
@@ -117,19 +118,18 @@ func TestFlushFailure(t *testing.T) {
 		}
 		r.mustCheck(l, testKey(1), 8192)
 		r.mustCheck(l, testKey(3), 8192)
-		waitUntil(l, func() bool { return len(l.condemned) == 0 })
-		l.Close()
+		l.Close() // which writes the footer of the segment that failed
 		l = r.log(dev, LogOptions{})
 	}
 }
 
 // TestFailedPutIsNotBelieved lets the header of a failed put reach the device
-// and its payload not. Whether the header was erased before the crash or not,
+// and its payload not. Whether the segment got its footer before the crash or not,
 // no start may find the record: a put of the same key would be taken for a repetition.
 func TestFailedPutIsNotBelieved(t *testing.T) {
 	r := newRig(t)
-	for _, erased := range []bool{true, false} {
-		mem := newMemDevice(make([]byte, HeaderAreaBytes+8*testSegment))
+	for _, footed := range []bool{true, false} {
+		mem := newMemDevice(make([]byte, deviceBytes(8)))
 		if err := Format(mem, Superblock{ClusterID: testCluster, SegmentBytes: testSegment}, false); err != nil {
 			t.Fatal(err)
 		}
@@ -137,6 +137,7 @@ func TestFailedPutIsNotBelieved(t *testing.T) {
 		l := r.log(dev, LogOptions{})
 		r.mustPut(l, testKey(1), 8192)
 		waitReady(l)
+		seg := int(l.segmentOf(testKey(1)))
 		var failing atomic.Int64
 		gate := make(chan struct{})
 		dev.set(func(op iopath.WriteOp) error {
@@ -146,7 +147,7 @@ func TestFailedPutIsNotBelieved(t *testing.T) {
 				mem.mu.Unlock()
 				return diskError(mem, "write")
 			}
-			if op.Off == failing.Load() && !erased {
+			if op.Off == l.segOffset(seg, l.segBlocks-1) && !footed {
 				<-gate // until after the crash
 			}
 			return nil
@@ -154,17 +155,17 @@ func TestFailedPutIsNotBelieved(t *testing.T) {
 		if err := r.put(l, testKey(2), 64<<10); cfs.KindOf(err) != cfs.IO {
 			t.Fatalf("put: %v", err)
 		}
-		if erased {
-			waitUntil(l, func() bool { return len(l.condemned) == 0 })
+		if footed {
+			waitUntil(l, func() bool { return l.space.segs[seg].footed })
 		}
 		r.mustPut(l, testKey(3), 8192)
-		r.mustPut(l, testKey(4), 8192) // would name a durable position behind the failed one
+		r.mustPut(l, testKey(4), 8192)
 		crashed := newMemDevice(mem.content())
 		close(gate)
 		l.Close()
 		l = r.log(crashed, LogOptions{})
 		if _, ok := l.Has(testKey(2)); ok {
-			t.Errorf("erased %v: the failed record is there", erased)
+			t.Errorf("footed %v: the failed record is there", footed)
 		}
 		for i, size := range []int{1: 8192, 3: 8192, 4: 8192} {
 			if size > 0 {

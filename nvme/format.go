@@ -7,39 +7,31 @@ import (
 	"github.com/claudefs/claudefs/cfs"
 )
 
-// The bytes of segments: see docs/format/disk.md, which follows this file.
+// The bytes of segments: see docs/format/disk.md, which follows this file,
+// footer.go and bitmap.go.
 const (
 	segMagic        = "CFSSEGMT"
 	batchMagic      = 0x42534643 // "CFSB"
-	logVersion      = 1
+	logVersion      = 2
 	segHeaderBlocks = 2 // two copies, so that one damaged block loses no segment
+
+	segFlagFree = 1 << 0 // nothing in the segment is worth anything
 
 	batchFixedBytes = 64 // in front of a batch's entries
 	entryFixedBytes = 32 // in front of an entry's checksums
 	crcBytes        = 4  // of one block
 	entryRoom       = crcAt - batchFixedBytes
-
-	entryDead = 1 << 0 // flag: a start found the payload torn
 )
-
-// position is a place in the log's order: a block within a segment.
-type position struct {
-	seq   uint64
-	block uint32
-}
-
-func (p position) before(o position) bool {
-	return p.seq < o.seq || p.seq == o.seq && p.block < o.block
-}
 
 // segmentHeader identifies one life of a segment.
 type segmentHeader struct {
-	uuid    cfs.UUID
-	seq     uint64   // rises with every segment opened on the device
-	salt    uint64   // random; every batch header of this life repeats it
-	index   uint32   // of the segment on the device
-	bytes   uint32   // of the segment
-	durable position // all before it was acknowledged or erased when this was written
+	uuid   cfs.UUID
+	seq    uint64 // rises with every segment opened on the device
+	salt   uint64 // random; every other header of this life repeats it
+	index  uint32 // of the segment on the device
+	bytes  uint32 // of the segment
+	stream uint8
+	free   bool // this life has ended
 }
 
 // encodeSegment fills the copies of a segment's header for device offset off.
@@ -50,13 +42,15 @@ func encodeSegment(blks []byte, h *segmentHeader, off int64) {
 		clear(blk)
 		copy(blk, segMagic)
 		le.PutUint16(blk[8:], logVersion)
+		blk[10] = h.stream
+		if h.free {
+			blk[11] = segFlagFree
+		}
 		le.PutUint32(blk[12:], h.bytes)
 		copy(blk[16:32], h.uuid[:])
 		le.PutUint64(blk[32:], h.seq)
 		le.PutUint64(blk[40:], h.salt)
-		le.PutUint64(blk[48:], h.durable.seq)
-		le.PutUint32(blk[56:], h.durable.block)
-		le.PutUint32(blk[60:], h.index)
+		le.PutUint32(blk[48:], h.index)
 		sealBlock(blk, off+int64(i)*cfs.BlockSize)
 	}
 }
@@ -74,30 +68,32 @@ func decodeSegmentCopy(blk []byte, off int64) (segmentHeader, error) {
 	if v := le.Uint16(blk[8:]); v != logVersion {
 		return segmentHeader{}, cfs.Errorf("", cfs.Corrupt, "segment header at %d: version %d, this program knows %d", off, v, logVersion)
 	}
+	if blk[10] >= streams {
+		return segmentHeader{}, cfs.Errorf("", cfs.Corrupt, "segment header at %d: stream %d", off, blk[10])
+	}
 	return segmentHeader{
-		uuid:    cfs.UUID(blk[16:32]),
-		seq:     le.Uint64(blk[32:]),
-		salt:    le.Uint64(blk[40:]),
-		index:   le.Uint32(blk[60:]),
-		bytes:   le.Uint32(blk[12:]),
-		durable: position{le.Uint64(blk[48:]), le.Uint32(blk[56:])},
+		uuid:   cfs.UUID(blk[16:32]),
+		seq:    le.Uint64(blk[32:]),
+		salt:   le.Uint64(blk[40:]),
+		index:  le.Uint32(blk[48:]),
+		bytes:  le.Uint32(blk[12:]),
+		stream: blk[10],
+		free:   blk[11]&segFlagFree != 0,
 	}, nil
 }
 
 // batchHeader is the block in front of a batch's payloads.
 type batchHeader struct {
-	seq, salt     uint64   // the segment's
-	block         uint32   // its own place in the segment
-	payloadBlocks uint32   // that follow it
-	durable       position // as in segmentHeader
+	seq, salt     uint64 // the segment's
+	block         uint32 // its own place in the segment
+	payloadBlocks uint32 // that follow it
+	durable       uint32 // every batch of the segment in front of this block had been answered when this was written
 }
 
 // batchEntry is one record of a batch.
 type batchEntry struct {
 	rec   Record
 	crcs  []byte // one CRC32C, little endian, for each block
-	dead  bool
-	at    int    // of the entry in the header block, in bytes
 	block uint32 // where its payload starts in the segment
 }
 
@@ -141,8 +137,7 @@ func (e *batchEncoder) seal(h *batchHeader, off int64) {
 	le.PutUint64(e.blk[16:], h.seq)
 	le.PutUint32(e.blk[24:], h.block)
 	le.PutUint32(e.blk[28:], h.payloadBlocks)
-	le.PutUint64(e.blk[32:], h.durable.seq)
-	le.PutUint32(e.blk[40:], h.durable.block)
+	le.PutUint32(e.blk[32:], h.durable)
 	sealBlock(e.blk, off)
 }
 
@@ -159,7 +154,7 @@ func decodeBatch(blk []byte, seg *segmentHeader, block uint32, off int64, entrie
 	}
 	h := batchHeader{
 		seq: le.Uint64(blk[16:]), salt: seg.salt, block: le.Uint32(blk[24:]), payloadBlocks: le.Uint32(blk[28:]),
-		durable: position{le.Uint64(blk[32:]), le.Uint32(blk[40:])},
+		durable: le.Uint32(blk[32:]),
 	}
 	switch segBlocks := seg.bytes / cfs.BlockSize; {
 	case !blockSealed(blk, off):
@@ -194,7 +189,7 @@ func decodeBatch(blk []byte, seg *segmentHeader, block uint32, off int64, entrie
 func decodeEntry(blk []byte, at int) (batchEntry, error) {
 	le := binary.LittleEndian
 	p := blk[at:crcAt]
-	e := batchEntry{at: at, dead: p[29]&entryDead != 0, rec: Record{
+	e := batchEntry{rec: Record{
 		Key: Key{
 			Stripe: cfs.StripeID{Session: cfs.SessionID(le.Uint64(p)), Counter: le.Uint64(p[8:])},
 			Shard:  p[28],
@@ -207,10 +202,4 @@ func decodeEntry(blk []byte, at int) (batchEntry, error) {
 	}
 	e.crcs = p[entryFixedBytes:entryBytes(n):entryBytes(n)]
 	return e, nil
-}
-
-// markDead flags an entry of a header block at device offset off.
-func markDead(blk []byte, e *batchEntry, off int64) {
-	blk[e.at+29] |= entryDead
-	sealBlock(blk, off)
 }

@@ -47,7 +47,7 @@ func FuzzSuperblock(f *testing.F) {
 
 func FuzzSegmentHeader(f *testing.F) {
 	blks := make([]byte, segHeaderBlocks*cfs.BlockSize)
-	h := segmentHeader{uuid: newUUID(), seq: 3, salt: 4, index: 5, bytes: testSegment, durable: position{2, 9}}
+	h := segmentHeader{uuid: newUUID(), seq: 3, salt: 4, index: 5, bytes: testSegment, stream: 2, free: true}
 	encodeSegment(blks, &h, fuzzOff)
 	f.Add(blks[:cfs.BlockSize])
 	f.Add([]byte(segMagic))
@@ -81,7 +81,7 @@ func FuzzBatchHeader(f *testing.F) {
 		enc.add(&rec, bytes.Repeat([]byte{byte(i)}, int(n)*crcBytes))
 		blocks += n
 	}
-	enc.seal(&batchHeader{seq: seg.seq, salt: seg.salt, block: block, payloadBlocks: blocks, durable: position{3, 4}}, fuzzOff)
+	enc.seal(&batchHeader{seq: seg.seq, salt: seg.salt, block: block, payloadBlocks: blocks, durable: 4}, fuzzOff)
 	if _, entries, err := decodeBatch(blk, &seg, block, fuzzOff, nil); err != nil || len(entries) != 3 {
 		f.Fatalf("the seed does not decode: %v", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/internal/invariants"
@@ -16,11 +17,18 @@ const (
 	// DefaultCRCCacheBytes bounds the checksum vectors in memory when LogOptions
 	// does not: those of 64 GiB in records of 1 MiB.
 	DefaultCRCCacheBytes = 64 << 20
+	// DefaultCheckpoint is how often bitmaps that have changed are written when LogOptions does not say.
+	DefaultCheckpoint = 5 * time.Second
+	// LogArenaBytes is the arena memory that a Log holds while it is open.
+	LogArenaBytes = maxSmallWriters*(iopath.Headroom+maxStaged) + 2*(iopath.Headroom+maintainBytes) + iopath.Headroom + maxCopied + iopath.Headroom + copyHeaders*cfs.BlockSize
 	// maxPuts bounds the puts inside a log, and so the memory that they hold.
 	maxPuts = 256
 	// maxFailures is how many writes, flushes or segments may fail in a row
 	// before the log gives its device up.
 	maxFailures = 4
+	// maxReadFailures is how many reads may fail in a row: more, because one
+	// place that cannot be read is asked for again and again.
+	maxReadFailures = 64
 )
 
 // Key names a record: a shard of a stripe.
@@ -49,43 +57,56 @@ type Record struct {
 type LogOptions struct {
 	// CRCCacheBytes bounds the checksum vectors in memory; 0 for DefaultCRCCacheBytes.
 	CRCCacheBytes int
+	// Checkpoint is how often bitmaps that have changed are written; 0 for DefaultCheckpoint.
+	Checkpoint time.Duration
 	// Logger is told of damage and failures; nil for none.
 	Logger *slog.Logger
 }
 
 // LogStats is the state of a log and what it has done since it was opened.
 type LogStats struct {
-	CapacityBytes int64 // of all segments
-	UsedBytes     int64 // of the segments that are not free
+	CapacityBytes int64 // of all segments but the reserve
+	UsedBytes     int64 // of live records and what lies around them, at most CapacityBytes
 	LiveBytes     int64 // of the payloads of live records
 	Records       int   // live
+	IndexBytes    int   // of memory for the index
+	BitmapBytes   int   // of memory for the bitmaps
 
-	SegmentBytes int64
-	FreeSegments int // never used, or nothing live in them
-	OpenSegments int // being filled, or prepared to be
-	FullSegments int
-	BadSegments  int // given up after a failed header write; until the next start
+	SegmentBytes    int64
+	ReserveSegments int // being filled, and those that only the cleaner may take
+	FreeSegments    int // never used, or nothing live in them
+	OpenSegments    int // being filled, or prepared to be
+	FullSegments    int
+	BadSegments     int // given up after a failed header write; until the next start
 
 	Puts, Gets, Deletes     uint64 // records
-	Writes, Flushes         uint64 // batches written, flushes of the device
-	WrittenBytes, ReadBytes uint64 // to and from the device
-	CRCFailures             uint64 // damaged headers met
+	Writes, Flushes         uint64 // batches written, flushes of the device for them
+	WrittenBytes, ReadBytes uint64 // to and from the device, by puts, gets and the cleaner
+	PutBytes                uint64 // payloads that were put
+	CopiedBytes             uint64 // payloads that the cleaner has moved
+	Cleaned                 uint64 // segments that the cleaner has emptied
+	Checkpoints             uint64
+	FeedPosition            uint64 // as of the last checkpoint
+	CRCFailures             uint64 // damaged headers and payloads met
 	TornRecords             uint64 // dropped at the start: a crash tore them before they were acknowledged
-	WriteErrors             uint64
+	WriteErrors, ReadErrors uint64
 	Failed                  bool // the device was given up: nothing is put any more
 }
 
 // Log is the store on a device. See the package doc.
 type Log struct {
-	dev   Device
-	info  Info
-	sb    Superblock
-	log   *slog.Logger
-	puts  chan struct{} // one token for each put inside
-	ended chan struct{} // the preparer has returned
+	dev      Device
+	info     Info
+	sb       Superblock
+	log      *slog.Logger
+	interval time.Duration
+	puts     chan struct{} // one token for each put inside
+	ended    sync.WaitGroup
 
-	segBlocks uint32
-	prepMem   *iopath.Buf // the preparer's header
+	segBlocks, firstData uint32
+	maintainMem, copyMem *iopath.Buf // of the maintainer, of the cleaner: payloads
+	maintainFooter       *iopath.Buf // of the maintainer: footers
+	copyHeaderMem        *iopath.Buf // of the cleaner: headers that it reads
 
 	mu      sync.Mutex
 	changed *sync.Cond // segments, or puts and gets ended
@@ -94,30 +115,33 @@ type Log struct {
 	space   space
 	pending map[Key]*put // admitted, not yet in the index
 
-	flow      []*batch // in flight, in the log's order
-	written   int      // of flow, waiting for a flush
+	unflushed []*batch // written, waiting for a flush
+	writing   int      // batches that are being written
 	flushing  bool
-	condemned []*batch // failed: their headers are to be erased, lest a start believes them
 
 	small        []*put        // small records that wait for a writer
 	smallWriters int           // writers of small records at work
 	staging      []*iopath.Buf // idle memory for batches of small records
 
-	active   int // puts and gets inside
-	failures int // in a row
+	state      deviceState // as it is on the device
+	feed       uint64      // how far deletes have followed the feed
+	checkpoint bool        // one is due
+
+	active   int // puts, gets and scrubs inside
+	failures int // writes in a row
+	lost     int // reads in a row
 	broken   error
+	closeErr error // of the last checkpoint
 	closed   bool
-	stop     bool // the preparer shall return
+	stopping bool // the cleaner shall return
+	stop     bool // the maintainer shall return, after a last checkpoint
 	stats    LogStats
 }
-
-// stagingBytes is the arena memory that a Log holds for itself while open.
-const stagingBytes = maxSmallWriters*(iopath.Headroom+maxStaged) + iopath.Headroom + segHeaderBlocks*cfs.BlockSize
 
 // OpenLog rebuilds the index from a formatted device and makes the log ready.
 // The log has the device to itself until Close, which leaves the device open.
 // arena should be the one that the device's engine has registered; the log
-// keeps about 0.5 MiB of it. NotFound when the device is not formatted; Corrupt when its
+// keeps LogArenaBytes of it. NotFound when the device is not formatted; Corrupt when its
 // superblock is damaged or it has shrunk; IO when it cannot be read or written.
 func OpenLog(dev Device, arena *iopath.Arena, opt LogOptions) (*Log, error) {
 	info := dev.Info()
@@ -129,60 +153,74 @@ func OpenLog(dev Device, arena *iopath.Arena, opt LogOptions) (*Log, error) {
 	if info.SizeBytes < sb.SizeBytes {
 		return nil, cfs.Errorf(op, cfs.Corrupt, "the device ends at offset %d, it was formatted with %d bytes", info.SizeBytes, sb.SizeBytes)
 	}
-	if arena.SizeBytes() < 2*stagingBytes {
+	if arena.SizeBytes() < LogArenaBytes+iopath.MinArenaBytes {
 		return nil, cfs.Errorf(op, cfs.Invalid, "an arena of %d bytes is too small", arena.SizeBytes())
 	}
+	l := newLog(dev, sb, opt)
+	if err := l.takeMemory(arena); err != nil {
+		l.releaseMemory()
+		return nil, err
+	}
+	if err := l.recover(); err != nil {
+		l.releaseMemory()
+		return nil, err
+	}
+	l.ended.Go(l.maintain)
+	l.ended.Go(l.clean)
+	return l, nil
+}
+
+func newLog(dev Device, sb Superblock, opt LogOptions) *Log {
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
 	}
 	if opt.CRCCacheBytes == 0 {
 		opt.CRCCacheBytes = DefaultCRCCacheBytes
 	}
+	if opt.Checkpoint == 0 {
+		opt.Checkpoint = DefaultCheckpoint
+	}
+	segBlocks := sb.SegmentBytes / cfs.BlockSize
 	l := &Log{
-		dev: dev, info: info, sb: sb,
-		log:       opt.Logger.With("device", info.Path),
+		dev: dev, info: dev.Info(), sb: sb,
+		log:       opt.Logger.With("device", dev.Info().Path),
+		interval:  opt.Checkpoint,
 		puts:      make(chan struct{}, maxPuts),
-		ended:     make(chan struct{}),
-		segBlocks: sb.SegmentBytes / cfs.BlockSize,
+		segBlocks: segBlocks,
+		firstData: firstDataBlock(segBlocks),
 		index:     newIndex(),
 		crcs:      newCRCCache(opt.CRCCacheBytes),
 		pending:   make(map[Key]*put),
+		space:     newSpace(int((sb.SizeBytes - HeaderAreaBytes) / int64(sb.SegmentBytes))),
 	}
 	l.changed = sync.NewCond(&l.mu)
-	l.space = newSpace(int((info.SizeBytes - HeaderAreaBytes) / int64(sb.SegmentBytes)))
-	if err := l.recover(arena); err != nil {
-		return nil, err
-	}
-	if err := l.takeMemory(arena); err != nil {
-		l.releaseMemory()
-		return nil, err
-	}
-	go l.prepareLoop()
-	return l, nil
+	return l
 }
 
 func (l *Log) takeMemory(arena *iopath.Arena) (err error) {
-	ctx := context.Background() // OpenLog's caller has an arena with room
-	for range maxSmallWriters {
-		b, err := arena.Get(ctx, maxStaged)
-		if err != nil {
-			return err
+	take := func(b **iopath.Buf, n int) {
+		if err == nil {
+			*b, err = arena.Get(context.Background(), n) // OpenLog's caller has an arena with room
 		}
-		l.staging = append(l.staging, b)
 	}
-	l.prepMem, err = arena.Get(ctx, segHeaderBlocks*cfs.BlockSize)
+	l.staging = make([]*iopath.Buf, maxSmallWriters)
+	for i := range l.staging {
+		take(&l.staging[i], maxStaged)
+	}
+	take(&l.maintainMem, maintainBytes)
+	take(&l.maintainFooter, maintainBytes)
+	take(&l.copyMem, maxCopied)
+	take(&l.copyHeaderMem, copyHeaders*cfs.BlockSize)
 	return err
 }
 
 func (l *Log) releaseMemory() {
-	for _, b := range l.staging {
-		b.Release()
+	for _, b := range append(l.staging, l.maintainMem, l.maintainFooter, l.copyMem, l.copyHeaderMem) {
+		if b != nil {
+			b.Release()
+		}
 	}
-	l.staging = nil
-	if l.prepMem != nil {
-		l.prepMem.Release()
-		l.prepMem = nil
-	}
+	l.staging, l.maintainMem, l.maintainFooter, l.copyMem, l.copyHeaderMem = nil, nil, nil, nil, nil
 }
 
 // Superblock says whose device the log is on.
@@ -211,9 +249,9 @@ func (l *Log) List(after *Key, limit int) []Record {
 	return l.index.list(after, limit)
 }
 
-// Delete forgets records and returns how many there were. Nothing is written: a
-// restart finds them again as long as their segment is not used anew. A segment that
-// holds nothing live any more is.
+// Delete forgets records and returns how many there were. The next checkpoint
+// makes that durable: a crash before it makes the log forget the delete, and
+// nothing else.
 func (l *Log) Delete(keys []Key) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -230,13 +268,44 @@ func (l *Log) Delete(keys []Key) int {
 	return n
 }
 
+// SetFeedPosition says that every delete which the feed names up to position
+// has been made. The next checkpoint stores it, behind the bitmaps without
+// those records. A lower position than before changes nothing.
+func (l *Log) SetFeedPosition(position uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.feed = max(l.feed, position)
+}
+
+// FeedPosition is the position that is stored on the device: what the feed
+// names up to there does not come back after a crash. 0 when there is none.
+func (l *Log) FeedPosition() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state.feedPosition
+}
+
 // forgetLocked takes an entry that has left the index out of its segment.
 func (l *Log) forgetLocked(e *entry) {
-	l.crcs.delete(place(e.seg, uint32(e.payload)))
-	invariants.Check(l.space.segs[e.seg].live > 0, "segment %d has no record to forget", e.seg)
-	l.space.segs[e.seg].live--
+	l.crcs.delete(cacheKey(e.seg, uint32(e.payload)))
+	s := &l.space.segs[e.seg]
+	invariants.Check(s.live > 0 && s.bits.get(uint32(e.payload)), "segment %d has no record at %d to forget", e.seg, e.payload)
+	s.bits.clear(uint32(e.payload))
+	s.dirty = true
+	s.live--
+	s.liveBlocks -= uint32(e.blocks)
 	l.stats.LiveBytes -= int64(e.sizeBytes())
 	l.freeIfDeadLocked(int(e.seg))
+}
+
+// rememberLocked puts a durable record into its segment; the index has it already.
+func (l *Log) rememberLocked(seg int, payload, blocks uint32) {
+	s := &l.space.segs[seg]
+	s.bits.set(payload)
+	s.dirty = true
+	s.live++
+	s.liveBlocks += blocks
+	l.stats.LiveBytes += int64(blocks) * cfs.BlockSize
 }
 
 // Get reads n bytes at off of a record into dst, and returns the checksum of
@@ -256,7 +325,7 @@ func (l *Log) Get(ctx context.Context, key Key, off, n uint32, dst *iopath.Buf) 
 		return nil, err
 	}
 	seg := l.space.segs[e.seg].header(&l.sb, e.seg)
-	crcs := l.crcs.get(place(e.seg, uint32(e.payload)))
+	crcs := l.crcs.get(cacheKey(e.seg, uint32(e.payload)))
 	l.mu.Unlock()
 
 	if crcs != nil {
@@ -296,11 +365,14 @@ func (l *Log) endGet(e *entry, n uint32, crcs []byte, err error) {
 	switch {
 	case err == nil:
 		l.stats.ReadBytes += uint64(n)
-		if now, ok := l.index.tree.Get(*e); ok && now == *e { // not deleted meanwhile
-			l.crcs.put(place(e.seg, uint32(e.payload)), crcs)
+		l.lost = 0
+		if now, ok := l.index.get(e.key); ok && now == *e { // not deleted or moved meanwhile
+			l.crcs.put(cacheKey(e.seg, uint32(e.payload)), crcs)
 		}
 	case cfs.KindOf(err) == cfs.Corrupt:
 		l.stats.CRCFailures++
+	default:
+		l.readFailedLocked(err)
 	}
 	l.space.segs[e.seg].readers--
 	l.freeIfDeadLocked(int(e.seg))
@@ -345,12 +417,17 @@ func (l *Log) Stats() LogStats {
 	defer l.mu.Unlock()
 	st := l.stats
 	st.SegmentBytes = int64(l.sb.SegmentBytes)
-	st.CapacityBytes = st.SegmentBytes * int64(len(l.space.segs))
+	st.ReserveSegments = reserveSegments
 	st.Records = l.index.len()
+	st.IndexBytes = l.index.memBytes()
+	st.FeedPosition = l.state.feedPosition
 	st.Failed = l.broken != nil
 	for i := range l.space.segs {
-		switch l.space.segs[i].state {
-		case segUnused, segFree, segDiscarding:
+		s := &l.space.segs[i]
+		st.BitmapBytes += 8 * len(s.bits)
+		st.UsedBytes += int64(s.liveCost(l.firstData)) * cfs.BlockSize
+		switch s.state {
+		case segFree, segDead:
 			st.FreeSegments++
 		case segPreparing, segReady, segOpen:
 			st.OpenSegments++
@@ -360,28 +437,31 @@ func (l *Log) Stats() LogStats {
 			st.BadSegments++
 		}
 	}
-	st.UsedBytes = st.SegmentBytes * int64(len(l.space.segs)-st.FreeSegments)
+	st.CapacityBytes = int64(len(l.space.segs)-reserveSegments) * int64(l.segBlocks-l.firstData) * cfs.BlockSize
+	st.UsedBytes = min(st.UsedBytes, st.CapacityBytes)
 	return st
 }
 
-// Close waits for the puts and gets inside, refuses later ones, and gives the
-// arena's memory back. The device stays open.
+// Close waits for the puts and gets inside, refuses later ones, writes a last
+// checkpoint, and gives the arena's memory back. The device stays open. The
+// error is the checkpoint's: then a later start may find deleted records.
 func (l *Log) Close() error {
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
 		return nil
 	}
-	l.closed = true
-	for l.active > 0 || l.flushing || l.smallWriters > 0 {
+	l.closed, l.stopping = true, true
+	l.changed.Broadcast()
+	for l.active > 0 || l.flushing || l.smallWriters > 0 || l.space.cleaning {
 		l.changed.Wait()
 	}
 	l.stop = true
 	l.changed.Broadcast()
 	l.mu.Unlock()
-	<-l.ended
+	l.ended.Wait()
 	l.releaseMemory()
-	return nil
+	return l.closeErr
 }
 
 // leaveLocked ends a put or get.

@@ -123,6 +123,9 @@ func (d *memDevice) Flush() error {
 		return cfs.E("flush memory", cfs.IO, errPowerCut)
 	}
 	for _, w := range covered {
+		if w.durable {
+			continue // by another flush, and something newer may lie there
+		}
 		copy(d.medium[w.off:], w.data)
 		w.durable = true
 	}

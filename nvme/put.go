@@ -21,12 +21,13 @@ const (
 	maxSmallWriters = 2
 )
 
-// put is a record on its way in.
+// put is a record on its way in, or from one segment to another.
 type put struct {
 	rec  Record
 	crcs []byte
-	buf  *iopath.Buf   // retained until it is written
-	done chan struct{} // closed when err is valid
+	buf  *iopath.Buf   // retained until it is written; nil for a move
+	done chan struct{} // closed when err is valid; nil for a move
+	from location      // of a move
 	err  error
 }
 
@@ -34,17 +35,17 @@ type put struct {
 type batchState uint8
 
 const (
-	batchWriting  batchState = iota
-	batchWritten             // waits for a flush
-	batchFlushing            // the flush under way covers it
-	batchDone                // durable or failed; waits for those before it
+	batchWriting batchState = iota
+	batchWritten            // waits for a flush
+	batchDone               // durable or failed; waits for those before it
+	batchAnswered
 )
 
 // batch is one write: a header block and the payloads of its puts.
 type batch struct {
 	puts   []*put
 	seg    int
-	pos    position
+	block  uint32
 	blocks uint32
 	header batchHeader
 	state  batchState
@@ -101,7 +102,7 @@ func (l *Log) checkPut(rec *Record, crcs []byte, buf *iopath.Buf) error {
 		return cfs.Errorf(l.opOn("put", rec.Key), cfs.Invalid, "%d bytes of checksums for %d of payload", len(crcs), n)
 	case len(buf.Bytes()) < int(n):
 		return cfs.Errorf(l.opOn("put", rec.Key), cfs.Invalid, "a buffer of %d bytes for %d", len(buf.Bytes()), n)
-	case segHeaderBlocks+1+n/cfs.BlockSize > l.segBlocks:
+	case l.firstData+1+n/cfs.BlockSize+footerBlocks(1) > l.segBlocks:
 		return cfs.Errorf(l.opOn("put", rec.Key), cfs.TooLarge, "%d bytes do not fit a segment", n)
 	}
 	return nil
@@ -145,7 +146,7 @@ func (l *Log) admit(ctx context.Context, p *put) (here bool, err error) {
 // writeAlone writes one record straight from its buffer, header and payload in one.
 func (l *Log) writeAlone(p *put) {
 	l.mu.Lock()
-	b := l.startLocked([]*put{p})
+	b := l.startLocked(putStream, []*put{p})
 	l.mu.Unlock()
 	if b == nil {
 		return
@@ -178,7 +179,7 @@ func (l *Log) writeSmallLocked() {
 		l.changed.Broadcast()
 		return
 	}
-	b := l.startLocked(puts)
+	b := l.startLocked(putStream, puts)
 	if b == nil {
 		l.passSmallLocked()
 		return
@@ -219,7 +220,7 @@ func (l *Log) passSmallLocked() {
 // nextSmallLocked takes the queued records that fit one batch.
 func (l *Log) nextSmallLocked() []*put {
 	room, bytes, n := entryRoom, 0, 0
-	limit := min(maxStaged, int(l.segBlocks-segHeaderBlocks-1)*cfs.BlockSize)
+	limit := min(maxStaged, int(l.segBlocks-l.firstData-1-footerBlocks(maxStaged/cfs.BlockSize))*cfs.BlockSize)
 	for _, p := range l.small {
 		room -= entryBytes(p.rec.Len)
 		bytes += int(p.rec.Len)
@@ -234,32 +235,33 @@ func (l *Log) nextSmallLocked() []*put {
 }
 
 // startLocked gives a batch its place; nil when there is none, and its puts have failed then.
-func (l *Log) startLocked(puts []*put) *batch {
+func (l *Log) startLocked(to uint8, puts []*put) *batch {
 	blocks := uint32(1)
 	for _, p := range puts {
 		blocks += p.rec.Len / cfs.BlockSize
 	}
-	seg, block, err := l.reserveLocked(blocks)
+	seg, block, err := l.reserveLocked(to, blocks, uint32(len(puts)))
 	if err != nil {
 		for _, p := range puts {
-			p.buf.Release()
+			p.releaseBuf()
 			l.finishLocked(p, err)
 		}
 		return nil
 	}
 	s := &l.space.segs[seg]
-	b := &batch{puts: puts, seg: seg, pos: position{s.seq, block}, blocks: blocks}
-	if n := len(l.flow); n > 0 {
-		invariants.Check(l.flow[n-1].pos.before(b.pos), "batch at %v behind one at %v", b.pos, l.flow[n-1].pos)
+	b := &batch{puts: puts, seg: seg, block: block, blocks: blocks}
+	if n := len(s.flow); n > 0 {
+		invariants.Check(s.flow[n-1].block < block, "batch at block %d behind one at %d", block, s.flow[n-1].block)
 	}
-	l.flow = append(l.flow, b)
-	b.header = batchHeader{seq: s.seq, salt: s.salt, block: block, payloadBlocks: blocks - 1, durable: l.durableLocked()}
+	s.flow = append(s.flow, b)
+	b.header = batchHeader{seq: s.seq, salt: s.salt, block: block, payloadBlocks: blocks - 1, durable: s.settled()}
+	l.writing++
 	return b
 }
 
 // encode fills the header block at the start of mem, which has the payloads behind it.
 func (l *Log) encode(b *batch, mem []byte) {
-	off := l.segOffset(b.seg, b.pos.block)
+	off := l.segOffset(b.seg, b.block)
 	enc := newBatchEncoder(mem)
 	for _, p := range b.puts {
 		enc.add(&p.rec, p.crcs)
@@ -274,15 +276,15 @@ func (l *Log) write(b *batch, staging *iopath.Buf) {
 	err := l.dev.Write(b.op[:])
 	b.op[0] = iopath.WriteOp{}
 	for _, p := range b.puts {
-		p.buf.Release()
-		p.buf = nil
+		p.releaseBuf()
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.writing--
 	if staging != nil {
 		l.staging = append(l.staging, staging)
 	}
-	if b.puts[0].rec.Len <= maxSmall {
+	if p := b.puts[0]; p.done != nil && p.rec.Len <= maxSmall {
 		l.passSmallLocked() // before the flush: the next write need not wait for it
 	}
 	l.stats.Writes++
@@ -291,26 +293,33 @@ func (l *Log) write(b *batch, staging *iopath.Buf) {
 	case err != nil:
 		b.state = batchDone
 		l.failBatchLocked(b, err)
-		l.settleLocked()
+		l.settleLocked(b.seg)
 	case b.err != nil || l.info.WriteThrough: // failed by one before it, or durable
 		b.state = batchDone
-		l.settleLocked()
+		l.settleLocked(b.seg)
 	default:
 		b.state = batchWritten
-		l.written++
+		l.unflushed = append(l.unflushed, b)
 	}
 	l.flushLocked()
+}
+
+func (p *put) releaseBuf() {
+	if p.buf != nil {
+		p.buf.Release()
+		p.buf = nil
+	}
 }
 
 // flushLocked flushes once on behalf of all batches that are written, unless
 // another goroutine is flushing: that one will see to these. mu is released meanwhile.
 func (l *Log) flushLocked() {
-	if l.flushing || l.written == 0 {
+	if l.flushing || len(l.unflushed) == 0 {
 		return
 	}
 	l.flushing = true
 	l.flushRoundLocked()
-	if l.written > 0 {
+	if len(l.unflushed) > 0 {
 		go l.flushLoop() // this goroutine's own record is settled: let it go
 		return
 	}
@@ -320,7 +329,7 @@ func (l *Log) flushLocked() {
 func (l *Log) flushLoop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.written > 0 {
+	for len(l.unflushed) > 0 {
 		l.flushRoundLocked()
 	}
 	l.endFlushLocked()
@@ -332,27 +341,22 @@ func (l *Log) endFlushLocked() {
 }
 
 func (l *Log) flushRoundLocked() {
-	for _, b := range l.flow {
-		if b.state == batchWritten {
-			b.state = batchFlushing
-		}
-	}
-	l.written = 0
+	covered := l.unflushed
+	l.unflushed = nil
 	l.mu.Unlock()
 	err := l.dev.Flush()
 	l.mu.Lock()
 	l.stats.Flushes++
-	for _, b := range l.flow {
-		if b.state != batchFlushing {
-			continue
-		}
+	for _, b := range covered {
 		b.state = batchDone
 		if err != nil && b.err == nil {
 			// What the flush did not reach is unknown, and a later flush would not say.
 			l.failBatchLocked(b, err)
 		}
 	}
-	l.settleLocked()
+	for _, b := range covered {
+		l.settleLocked(b.seg)
+	}
 }
 
 // failBatchLocked fails a batch and those behind it in its segment, which is sealed.
@@ -361,23 +365,29 @@ func (l *Log) failBatchLocked(b *batch, err error) {
 		return
 	}
 	l.failedLocked(err)
-	for _, o := range l.flow {
-		if o.seg == b.seg && !o.pos.before(b.pos) && o.err == nil {
+	s := &l.space.segs[b.seg]
+	if s.failedAt == 0 || b.block < s.failedAt {
+		s.failedAt = b.block
+	}
+	for _, o := range s.flow {
+		if o.block >= b.block && o.err == nil {
 			o.err = err
 		}
 	}
 	l.sealLocked(b.seg)
 }
 
-// settleLocked ends the batches at the front of the flow that are durable or have failed.
-func (l *Log) settleLocked() {
+// settleLocked answers the batches at the front of a segment's flow that are
+// durable or have failed.
+func (l *Log) settleLocked(seg int) {
+	s := &l.space.segs[seg]
 	n := 0
-	for _, b := range l.flow {
+	for _, b := range s.flow {
 		if b.state != batchDone {
 			break
 		}
 		n++
-		payload := b.pos.block + 1
+		payload := b.block + 1
 		for _, p := range b.puts {
 			if b.err == nil {
 				l.failures = 0
@@ -386,30 +396,48 @@ func (l *Log) settleLocked() {
 			payload += p.rec.Len / cfs.BlockSize
 			l.finishLocked(p, b.err)
 		}
-		if b.err != nil {
-			l.condemned = append(l.condemned, b)
-			l.changed.Broadcast()
-			continue
-		}
-		l.space.segs[b.seg].writers--
-		l.freeIfDeadLocked(b.seg)
+		b.state = batchAnswered
+		s.writers--
 	}
-	l.flow = slices.Delete(l.flow, 0, n)
+	s.flow = slices.Delete(s.flow, 0, n)
+	if n > 0 && s.writers == 0 {
+		l.changed.Broadcast() // its footer can be written
+		l.freeIfDeadLocked(seg)
+	}
 }
 
-// insertLocked makes a durable record visible.
+// insertLocked makes a durable record visible in its place. One that was deleted
+// while it was being moved is not.
 func (l *Log) insertLocked(p *put, b *batch, payload uint32) {
-	l.index.put(&p.rec, b.seg, b.pos.block, payload)
-	l.crcs.put(place(uint32(b.seg), payload), p.crcs)
-	l.space.segs[b.seg].live++
-	l.stats.LiveBytes += int64(p.rec.Len)
+	s := &l.space.segs[b.seg]
+	blocks := p.rec.Len / cfs.BlockSize
+	s.lines = append(s.lines, footerLine{
+		key: p.rec.Key, group: group{p.rec.PG, p.rec.Epoch},
+		header: uint16(b.block), payload: uint16(payload), blocks: uint16(blocks),
+	})
+	if p.done == nil {
+		l.movedLocked(p, b, payload)
+		return
+	}
+	if _, _, err := l.index.put(&p.rec, b.seg, b.block, payload); err != nil {
+		p.err = err
+		return
+	}
+	l.rememberLocked(b.seg, payload, blocks)
+	l.crcs.put(cacheKey(uint32(b.seg), payload), p.crcs)
 	l.stats.Puts++
+	l.stats.PutBytes += uint64(p.rec.Len)
 }
 
 // finishLocked ends a put.
 func (l *Log) finishLocked(p *put, err error) {
+	if p.err == nil {
+		p.err = err
+	}
+	if p.done == nil {
+		return
+	}
 	delete(l.pending, p.rec.Key)
-	p.err = err
 	close(p.done)
 	<-l.puts
 	l.leaveLocked()

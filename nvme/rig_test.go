@@ -73,10 +73,15 @@ func (r *rig) open(path string) Device {
 	return dev
 }
 
-// device makes and formats a device of so many segments.
+// deviceBytes is the size of a device of so many segments beside the reserve.
+func deviceBytes(segments int) int64 {
+	return HeaderAreaBytes + int64(segments+reserveSegments)*testSegment
+}
+
+// device makes and formats a device of so many segments beside the reserve.
 func (r *rig) device(segments int) Device {
 	r.t.Helper()
-	dev := r.open(r.file(HeaderAreaBytes + int64(segments)*testSegment))
+	dev := r.open(r.file(deviceBytes(segments)))
 	sb := Superblock{ClusterID: testCluster, Device: cfs.MakeDeviceID(1, 0), SegmentBytes: testSegment}
 	if err := Format(dev, sb, false); err != nil {
 		r.t.Fatal(err)

@@ -7,115 +7,190 @@ import (
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/internal/invariants"
-	"github.com/claudefs/claudefs/iopath"
+)
+
+// Streams keep apart what is likely to be deleted at different times: puts go to
+// the first, and each time that the cleaner moves a record it goes one further.
+const (
+	putStream = iota
+	survivorStream
+	oldStream
+	streams
+)
+
+const (
+	// cleanerFloor is how many free segments puts leave to the cleaner: it empties
+	// one segment into at most one new one, and frees it only then.
+	cleanerFloor = 2
+	// cleanBelow is how many free segments the cleaner sees to.
+	cleanBelow = cleanerFloor + 2
+	// reserveSegments is what a device cannot fill: one open for each stream, one
+	// prepared for puts, and the free ones.
+	reserveSegments = streams + 1 + cleanBelow
 )
 
 // segState is where a segment is in its life.
 type segState uint8
 
 const (
-	segUnused     segState = iota // never written since the device was formatted
-	segFree                       // written before, nothing live in it
-	segPreparing                  // its new header is being written
-	segReady                      // its new header is durable
-	segOpen                       // being filled
-	segFull                       // filled, or sealed by a failure
-	segDiscarding                 // dead, being discarded
-	segBad                        // its header could not be written
+	segFree      segState = iota // nothing in it, on the device too
+	segPreparing                 // its new header is being written
+	segReady                     // its new header is durable
+	segOpen                      // being filled
+	segFull                      // filled, or sealed by a failure
+	segDead                      // full, and nothing in it lives; to be freed
+	segBad                       // its header could not be written
 )
 
 // segment is what memory knows of one.
 type segment struct {
 	state     segState
+	stream    uint8
+	unreaped  bool // the cleaner could not read it
+	footed    bool // its footer is on the device
+	dirty     bool // bits differ from the device's
 	seq, salt uint64
+	sealedSeq uint64 // the log's lastSeq when it was sealed: its age
 	tail      uint32 // next block to fill
-	live      uint32 // records
-	readers   uint32 // gets that read from it
-	writers   uint32 // batches in flight to it
+	payload   uint32 // blocks of all payloads in it, dead ones too
+	records   uint32 // that were placed in it
+	failedAt  uint32 // block of the first batch that failed, 0 for none
+
+	live, liveBlocks uint32 // records, and blocks of their payloads
+	readers          uint32 // gets that read from it
+	writers          uint32 // batches in flight to it
+	flow             []*batch
+	lines            []footerLine // until the footer is written
+
+	bits       bitmap
+	generation uint64 // of the bitmap on the device
 }
 
 func (s *segment) header(sb *Superblock, index uint32) segmentHeader {
-	return segmentHeader{uuid: sb.UUID, seq: s.seq, salt: s.salt, index: index, bytes: sb.SegmentBytes}
+	return segmentHeader{uuid: sb.UUID, seq: s.seq, salt: s.salt, index: index, bytes: sb.SegmentBytes, stream: s.stream}
 }
 
 // idle reports that nothing in the segment is live, read or in flight.
 func (s *segment) idle() bool { return s.live == 0 && s.readers == 0 && s.writers == 0 }
 
+// settled is the block in front of which every batch is durable.
+func (s *segment) settled() uint32 {
+	switch {
+	case s.failedAt != 0:
+		return s.failedAt
+	case len(s.flow) > 0:
+		return s.flow[0].block
+	}
+	return s.tail
+}
+
+// liveCost is the blocks that the live records take, with their share of batch headers.
+func (s *segment) liveCost(firstData uint32) uint32 {
+	if s.live == 0 {
+		return 0
+	}
+	headers := s.tail - firstData - s.payload
+	return s.liveBlocks + uint32(uint64(headers)*uint64(s.liveBlocks)/uint64(s.payload))
+}
+
 // none is no segment.
 const none = -1
+
+// stream is where a stream's next records go.
+type stream struct {
+	open   int  // being filled, or none
+	ready  int  // prepared to be filled next, or none
+	wanted bool // somebody waits for a prepared one
+}
 
 // space is which segment comes next. Guarded by Log.mu.
 type space struct {
 	segs      []segment
-	open      int   // being filled, or none
-	ready     int   // prepared to be filled next, or none
-	free      []int // written before: used again first
-	unused    []int // never written, the lowest last
-	dead      []int // to be discarded, then free
-	preparing bool
+	streams   [streams]stream
+	free      []int // used ones in front: their blocks are allocated on a file
+	dead      []int // to be freed
+	sealed    []int // to get a footer
+	preparing bool  // the maintainer is at work on a segment
+	cleaning  bool  // the cleaner is at work on one
+	stuck     bool  // the cleaner has nothing to move records to: its reserve went bad
+	fruitless int   // segments cleaned since puts got one
 	lastSeq   uint64
 }
 
 func newSpace(segments int) space {
-	return space{segs: make([]segment, segments), open: none, ready: none}
-}
-
-// sort orders the free lists at the start: the lowest segment is taken first.
-func (sp *space) sort() {
-	for _, list := range [][]int{sp.free, sp.unused} {
-		slices.Sort(list)
-		slices.Reverse(list)
+	sp := space{segs: make([]segment, segments)}
+	for i := range sp.streams {
+		sp.streams[i] = stream{open: none, ready: none}
 	}
+	return sp
 }
 
-// take picks the segment to prepare next, none when the device is full.
-func (sp *space) take() int {
-	for _, list := range []*[]int{&sp.free, &sp.unused} {
-		if n := len(*list); n > 0 {
-			i := (*list)[n-1]
-			*list = (*list)[:n-1]
-			return i
-		}
-	}
-	return none
-}
-
-// coming reports whether waiting can bring a prepared segment.
-func (sp *space) coming() bool {
-	return sp.preparing || len(sp.free) > 0 || len(sp.unused) > 0 || len(sp.dead) > 0
-}
-
-// reserveLocked takes so many contiguous blocks of the open segment, opening the
-// prepared one when they do not fit. It may wait for that, releasing mu. The
-// error is NoSpace or, when the device is given up, IO.
-func (l *Log) reserveLocked(blocks uint32) (seg int, block uint32, err error) {
+// reserveLocked takes so many contiguous blocks for so many records of the
+// stream's open segment, opening the next one when they do not fit. It may wait for
+// that, releasing mu. The error is NoSpace or, when the device is given up, IO.
+func (l *Log) reserveLocked(to uint8, blocks, records uint32) (seg int, block uint32, err error) {
 	sp := &l.space
+	st := &sp.streams[to]
 	for {
 		if l.broken != nil {
 			return none, 0, l.broken
 		}
-		if sp.open != none {
-			if s := &sp.segs[sp.open]; s.tail+blocks <= l.segBlocks {
+		if st.open != none {
+			s := &sp.segs[st.open]
+			if s.tail+blocks+footerBlocks(s.records+records) <= l.segBlocks {
 				block = s.tail
 				s.tail += blocks
+				s.payload += blocks - 1
+				s.records += records
 				s.writers++
-				return sp.open, block, nil
+				return st.open, block, nil
 			}
 		}
 		switch {
-		case sp.ready != none:
-			l.sealLocked(sp.open)
-			sp.open, sp.ready = sp.ready, none
-			sp.segs[sp.open].state = segOpen
-			l.changed.Broadcast() // the preparer has work
-		case sp.coming():
+		case st.ready != none:
+			l.sealLocked(st.open)
+			st.open, st.ready = st.ready, none
+			sp.segs[st.open].state = segOpen
+			if to == putStream {
+				sp.fruitless = 0
+			}
+			l.changed.Broadcast() // the maintainer has work
+		case l.comingLocked(to):
+			if !st.wanted {
+				st.wanted = true
+				l.changed.Broadcast()
+			}
 			l.changed.Wait()
-		case sp.open != none && sp.segs[sp.open].idle():
-			l.sealLocked(sp.open) // nothing in it is worth keeping: it comes again
+		case st.open != none && l.deadPartLocked(st.open) >= leastWin:
+			l.sealLocked(st.open) // the cleaner, or nothing, stands between it and a new life
 		default:
-			return none, 0, cfs.Errorf("device "+l.info.Path, cfs.NoSpace, "all %d segments hold live records", len(sp.segs))
+			return none, 0, cfs.Errorf("device "+l.info.Path, cfs.NoSpace, "%d segments hold live records, the rest is the cleaner's reserve", len(sp.segs)-len(sp.free))
 		}
 	}
+}
+
+// floor is how many free segments a stream must leave.
+func floor(to uint8) int {
+	if to == putStream {
+		return cleanerFloor
+	}
+	return 0
+}
+
+// comingLocked reports whether waiting can bring a stream a prepared segment.
+func (l *Log) comingLocked(to uint8) bool {
+	sp := &l.space
+	if sp.preparing || len(sp.dead) > 0 || len(sp.free) > floor(to) {
+		return true
+	}
+	for i := range sp.segs {
+		if s := &sp.segs[i]; s.state == segFull && s.live == 0 {
+			return true // when its last reader or writer has gone
+		}
+	}
+	// The cleaner may move records from one segment to another for ever without
+	// winning one, when the rests that it leaves are as large as what it wins.
+	return to == putStream && !sp.stuck && sp.fruitless < len(sp.segs) && (sp.cleaning || l.victimLocked() != none)
 }
 
 // sealLocked ends the filling of a segment.
@@ -123,10 +198,13 @@ func (l *Log) sealLocked(seg int) {
 	if seg == none || l.space.segs[seg].state != segOpen {
 		return
 	}
-	l.space.segs[seg].state = segFull
-	if l.space.open == seg {
-		l.space.open = none
+	s := &l.space.segs[seg]
+	s.state, s.sealedSeq = segFull, l.space.lastSeq
+	if st := &l.space.streams[s.stream]; st.open == seg {
+		st.open = none
 	}
+	l.space.sealed = append(l.space.sealed, seg)
+	l.changed.Broadcast()
 	l.freeIfDeadLocked(seg)
 }
 
@@ -137,147 +215,136 @@ func (l *Log) freeIfDeadLocked(seg int) {
 	if s.state != segFull || !s.idle() {
 		return
 	}
-	s.state = segDiscarding
+	s.state = segDead
 	l.space.dead = append(l.space.dead, seg)
 	l.changed.Broadcast()
 }
 
-// prepareLoop erases failed batches, discards dead segments, and keeps one
-// segment prepared ahead of need: its header is written and flushed before any
-// record goes into it, so that no crash mixes two lives of a segment.
-func (l *Log) prepareLoop() {
-	defer close(l.ended)
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for !l.stop {
-		if l.broken != nil || !l.prepareStepLocked() {
-			l.changed.Wait()
+// wantsSegmentLocked is a stream that needs a segment prepared and may have one, or none.
+// For puts one is always kept ahead.
+func (l *Log) wantsSegmentLocked() int {
+	for to := range l.space.streams {
+		st := &l.space.streams[to]
+		if st.ready == none && (st.wanted || to == putStream) && len(l.space.free) > floor(uint8(to)) {
+			return to
 		}
 	}
+	return none
 }
 
-// prepareStepLocked does one thing of prepareLoop, false when there is none to do.
-func (l *Log) prepareStepLocked() bool {
+// prepareLocked starts a new life of a free segment for a stream, releasing mu
+// while it writes. The header is durable before anything else is written
+// there, so that no crash mixes two lives of a segment.
+func (l *Log) prepareLocked(to int) error {
 	sp := &l.space
-	switch n := len(sp.dead); {
-	case len(l.condemned) > 0:
-		if err := l.eraseLocked(); err != nil {
-			l.failedLocked(err)
-		}
-	case n > 0:
-		seg := sp.dead[n-1]
-		sp.dead = sp.dead[:n-1]
-		sp.preparing = true
-		l.discardLocked(seg)
-		sp.preparing = false
-		sp.segs[seg].state = segFree
-		sp.free = append(sp.free, seg)
-	case sp.ready != none:
-		return false
-	default:
-		seg := sp.take()
-		if seg == none {
-			return false
-		}
-		sp.preparing = true
-		err := l.prepareLocked(seg)
-		sp.preparing = false
-		if err != nil {
-			sp.segs[seg].state = segBad
-			l.failedLocked(err)
-		} else {
-			sp.segs[seg].state = segReady
-			sp.ready = seg
-		}
+	seg := sp.free[0]
+	sp.free = slices.Delete(sp.free, 0, 1)
+	s := &sp.segs[seg]
+	invariants.Check(s.state == segFree && s.idle(), "segment %d is used anew in state %d with %d live records, %d readers, %d writers", seg, s.state, s.live, s.readers, s.writers)
+	bits := s.bits
+	if bits == nil {
+		bits = newBitmap(l.segBlocks)
 	}
-	l.changed.Broadcast()
-	return true
-}
-
-// eraseLocked overwrites the headers of failed batches, releasing mu meanwhile.
-// Until then the durable position stays in front of them: a start would take a
-// whole header behind which the payload never arrived for a record, and a
-// repeated put for done.
-func (l *Log) eraseLocked() error {
-	failed := slices.Clone(l.condemned)
+	clear(bits)
+	sp.lastSeq++
+	*s = segment{state: segPreparing, stream: uint8(to), seq: sp.lastSeq, salt: randomSalt(), tail: l.firstData, bits: bits}
+	h := s.header(&l.sb, uint32(seg))
 	l.mu.Unlock()
-	clear(l.prepMem.Bytes())
-	ops := make([]iopath.WriteOp, len(failed))
-	for i, b := range failed {
-		ops[i] = iopath.WriteOp{P: l.prepMem.Bytes()[:cfs.BlockSize], Off: l.segOffset(b.seg, b.pos.block)}
-	}
-	err := l.dev.Write(ops)
-	if err == nil {
-		err = l.dev.Flush()
-	}
+	err := l.writeSegmentHeaders([]int{seg}, []segmentHeader{h})
 	l.mu.Lock()
 	if err != nil {
+		s.state = segBad
 		return err
 	}
-	l.condemned = slices.Delete(l.condemned, 0, len(failed))
-	for _, b := range failed {
-		l.space.segs[b.seg].writers--
-		l.freeIfDeadLocked(b.seg)
-	}
+	s.state = segReady
+	sp.streams[to].ready, sp.streams[to].wanted = seg, false
 	return nil
 }
 
-// discardLocked gives a dead segment's blocks back to the device, releasing mu.
-func (l *Log) discardLocked(seg int) {
-	if l.info.Kind == KindFile {
-		return
+// freeDeadLocked ends the life of dead segments: their headers say so, durably,
+// before anything in them is discarded or written again. Until then a start
+// finds what their bitmaps on the device say. It releases mu while it writes.
+func (l *Log) freeDeadLocked() error {
+	sp := &l.space
+	n := min(len(sp.dead), maintainBytes/(segHeaderBlocks*cfs.BlockSize))
+	segs := slices.Clone(sp.dead[:n])
+	sp.dead = slices.Delete(sp.dead, 0, n)
+	headers := make([]segmentHeader, n)
+	for i, seg := range segs {
+		headers[i] = sp.segs[seg].header(&l.sb, uint32(seg))
+		headers[i].free = true
 	}
-	off, n := l.segOffset(seg, 0), int64(l.sb.SegmentBytes)
 	l.mu.Unlock()
-	err := l.dev.Discard(off, n)
+	err := l.writeSegmentHeaders(segs, headers)
+	if err == nil && l.info.Kind != KindFile {
+		for _, seg := range segs {
+			l.discard(seg)
+		}
+	}
 	l.mu.Lock()
+	for _, seg := range segs {
+		s := &sp.segs[seg]
+		if err != nil {
+			s.state = segBad
+			continue
+		}
+		s.state, s.dirty, s.lines, s.footed = segFree, false, nil, false
+		sp.free = append(sp.free, seg)
+		sp.stuck = false
+	}
+	l.sortFreeLocked()
+	sp.sealed = slices.DeleteFunc(sp.sealed, func(seg int) bool { return slices.Contains(segs, seg) })
+	return err
+}
+
+// sortFreeLocked puts those that were written before first, because writing allocated
+// blocks of a file is faster, the lowest of them in front.
+func (l *Log) sortFreeLocked() {
+	sp := &l.space
+	slices.SortFunc(sp.free, func(a, b int) int {
+		if ua, ub := sp.segs[a].seq == 0, sp.segs[b].seq == 0; ua != ub {
+			if ua {
+				return 1
+			}
+			return -1
+		}
+		return a - b
+	})
+}
+
+// discard gives a segment's blocks behind its header back to the device.
+func (l *Log) discard(seg int) {
+	err := l.dev.Discard(l.segOffset(seg, segHeaderBlocks), int64(l.segBlocks-segHeaderBlocks)*cfs.BlockSize)
 	if err != nil && cfs.KindOf(err) != cfs.Unsupported {
 		l.log.Warn("discard failed", "segment", seg, "err", err) // nothing depends on it
 	}
 }
 
-// prepareLocked starts a new life of a segment, releasing mu while it writes.
-func (l *Log) prepareLocked(seg int) error {
-	s := &l.space.segs[seg]
-	invariants.Check(s.idle(), "segment %d is used anew with %d live records, %d readers, %d writers", seg, s.live, s.readers, s.writers)
-	l.space.lastSeq++
-	*s = segment{state: segPreparing, seq: l.space.lastSeq, salt: randomSalt(), tail: segHeaderBlocks}
-	h := s.header(&l.sb, uint32(seg))
-	h.durable = l.durableLocked()
-	l.mu.Unlock()
-	defer l.mu.Lock()
-	off := l.segOffset(seg, 0)
-	encodeSegment(l.prepMem.Bytes(), &h, off)
-	if err := l.dev.Write([]iopath.WriteOp{{P: l.prepMem.Bytes(), Off: off}}); err != nil {
-		return err
+// readFailedLocked counts a failed read, and gives the device up after too many in a row.
+func (l *Log) readFailedLocked(err error) {
+	l.stats.ReadErrors++
+	if l.lost++; l.lost >= maxReadFailures {
+		l.giveUpLocked(l.lost, err)
 	}
-	return l.dev.Flush()
 }
 
-// durableLocked is the place before which everything was acknowledged, or had failed and was erased.
-func (l *Log) durableLocked() position {
-	if len(l.condemned) > 0 {
-		return l.condemned[0].pos
-	}
-	if len(l.flow) > 0 {
-		return l.flow[0].pos
-	}
-	if l.space.open != none {
-		s := &l.space.segs[l.space.open]
-		return position{s.seq, s.tail}
-	}
-	return position{} // says nothing, and so is always true
-}
-
-// failedLocked counts a failure of the device, and gives it up after too many in a row.
+// failedLocked counts a failed write, and gives the device up after too many in a row.
 func (l *Log) failedLocked(err error) {
 	l.stats.WriteErrors++
 	l.failures++
 	l.log.Error("device failed", "failures", l.failures, "err", err)
-	if l.failures >= maxFailures && l.broken == nil {
-		l.broken = cfs.Errorf("device "+l.info.Path, cfs.IO, "given up after %d failures: %w", l.failures, err)
-		l.changed.Broadcast()
+	if l.failures >= maxFailures {
+		l.giveUpLocked(l.failures, err)
 	}
+}
+
+func (l *Log) giveUpLocked(failures int, err error) {
+	if l.broken != nil {
+		return
+	}
+	l.broken = cfs.Errorf("device "+l.info.Path, cfs.IO, "given up after %d failures: %w", failures, err)
+	l.log.Error("device given up", "err", err)
+	l.changed.Broadcast()
 }
 
 func randomSalt() uint64 {

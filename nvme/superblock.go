@@ -17,10 +17,10 @@ const (
 	// DefaultSegmentBytes is the size of a segment when the superblock does not say.
 	DefaultSegmentBytes = 64 << 20
 	// MinSegmentBytes and MaxSegmentBytes bound a segment; the index counts blocks in 16 bits.
-	MinSegmentBytes = 64 << 10
+	MinSegmentBytes = 128 << 10
 	MaxSegmentBytes = 256 << 20
-	// minSegments is the least number of segments of a device: one open, one prepared.
-	minSegments = 2
+	// MinSegments is the least number of segments of a device: the reserve, and two to fill.
+	MinSegments = reserveSegments + 2
 	// maxClusterID bounds a cluster id, in bytes.
 	maxClusterID = 63
 
@@ -125,7 +125,7 @@ func (sb *Superblock) check() error {
 
 // leastSize is the least device for the segment size, in bytes.
 func (sb *Superblock) leastSize() int64 {
-	return HeaderAreaBytes + minSegments*int64(sb.SegmentBytes)
+	return HeaderAreaBytes + MinSegments*int64(sb.SegmentBytes)
 }
 
 // Format writes superblocks. Unless force, it refuses a device that is

@@ -59,14 +59,14 @@ func TestFormat(t *testing.T) {
 
 func TestFormatBounds(t *testing.T) {
 	r := newRig(t)
-	small := r.open(r.file(HeaderAreaBytes + 2*testSegment - 4096))
+	small := r.open(r.file(deviceBytes(2) - 4096))
 	big := r.open(r.file(suiteBytes))
 	for what, c := range map[string]struct {
 		dev Device
 		sb  Superblock
 	}{
 		"too small":         {small, Superblock{ClusterID: "a", SegmentBytes: testSegment}},
-		"default segments":  {big, Superblock{ClusterID: "a"}}, // two of 64 MiB do not fit
+		"default segments":  {big, Superblock{ClusterID: "a"}}, // ten of 64 MiB do not fit
 		"no cluster id":     {big, Superblock{SegmentBytes: testSegment}},
 		"long cluster id":   {big, Superblock{ClusterID: strings.Repeat("a", 64), SegmentBytes: testSegment}},
 		"tiny segments":     {big, Superblock{ClusterID: "a", SegmentBytes: 4096}},
@@ -120,7 +120,7 @@ func TestShrunkDevice(t *testing.T) {
 	r := newRig(t)
 	dev := r.device(4)
 	path := r.copyFile(dev.Info().Path)
-	if err := os.Truncate(path, HeaderAreaBytes+3*testSegment); err != nil {
+	if err := os.Truncate(path, deviceBytes(3)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := OpenLog(r.open(path), r.arena, LogOptions{}); cfs.KindOf(err) != cfs.Corrupt || !strings.Contains(err.Error(), path) {

@@ -106,14 +106,20 @@ func newDeviceCollector(m *Metrics) *deviceCollector {
 	add(gauge, "capacity_bytes", "Bytes that the device can hold.", func(s *nvme.LogStats) float64 { return float64(s.CapacityBytes) })
 	add(gauge, "used_bytes", "Bytes of the segments that are not free.", func(s *nvme.LogStats) float64 { return float64(s.UsedBytes) })
 	add(gauge, "live_bytes", "Bytes of shards that are not deleted.", func(s *nvme.LogStats) float64 { return float64(s.LiveBytes) })
+	add(gauge, "index_bytes", "Memory for the index of shards and the bitmaps of segments.", func(s *nvme.LogStats) float64 { return float64(s.IndexBytes + s.BitmapBytes) })
+	add(counter, "put_bytes_total", "Bytes of shards put.", func(s *nvme.LogStats) float64 { return float64(s.PutBytes) })
+	add(counter, "copied_bytes_total", "Bytes of shards that the cleaner moved to free segments.", func(s *nvme.LogStats) float64 { return float64(s.CopiedBytes) })
+	add(counter, "cleaned_segments_total", "Segments that the cleaner emptied.", func(s *nvme.LogStats) float64 { return float64(s.Cleaned) })
+	add(counter, "checkpoints_total", "Times that changed bitmaps were written.", func(s *nvme.LogStats) float64 { return float64(s.Checkpoints) })
 	add(gauge, "records", "Shards on the device.", func(s *nvme.LogStats) float64 { return float64(s.Records) })
 	add(counter, "writes_total", "Writes to the device.", func(s *nvme.LogStats) float64 { return float64(s.Writes) })
 	add(counter, "flushes_total", "Flushes of the device.", func(s *nvme.LogStats) float64 { return float64(s.Flushes) })
-	add(counter, "crc_failures_total", "Damaged headers met.", func(s *nvme.LogStats) float64 { return float64(s.CRCFailures) })
+	add(counter, "crc_failures_total", "Damaged headers and payloads met.", func(s *nvme.LogStats) float64 { return float64(s.CRCFailures) })
 	add(counter, "torn_records_total", "Shards that a crash tore before they were acknowledged, dropped at the start.", func(s *nvme.LogStats) float64 { return float64(s.TornRecords) })
 	add(counter, "write_errors_total", "Writes and flushes that failed.", func(s *nvme.LogStats) float64 { return float64(s.WriteErrors) })
+	add(counter, "read_errors_total", "Reads that failed.", func(s *nvme.LogStats) float64 { return float64(s.ReadErrors) })
 	add(gauge, "free_segments", "Segments that nothing is in.", func(s *nvme.LogStats) float64 { return float64(s.FreeSegments) })
-	add(gauge, "given_up", "1 when too many writes have failed: nothing is put any more.", func(s *nvme.LogStats) float64 {
+	add(gauge, "given_up", "1 when too many reads or writes have failed: nothing is put any more.", func(s *nvme.LogStats) float64 {
 		if s.Failed {
 			return 1
 		}

@@ -70,10 +70,30 @@ func (s *Store) Stats(id cfs.DeviceID) (nvme.LogStats, bool) {
 	return log.Stats(), true
 }
 
+// FeedPosition is the position in the delete feed that a device has stored: what
+// the feed names up to there is deleted for good. 0 for a device that has none, or is not served here.
+func (s *Store) FeedPosition(id cfs.DeviceID) uint64 {
+	log := s.cfg.Devices[id]
+	if log == nil {
+		return 0
+	}
+	return log.FeedPosition()
+}
+
+// FeedPositions is FeedPosition of every device served here.
+func (s *Store) FeedPositions() map[cfs.DeviceID]uint64 {
+	all := map[cfs.DeviceID]uint64{}
+	for id, log := range s.cfg.Devices {
+		all[id] = log.FeedPosition()
+	}
+	return all
+}
+
 // DeleteFreed deletes whatever shards of the given stripes the device holds, and
-// reports how many there were. A stripe that it never held is not an error: the
+// reports how many there were; with them everything is deleted that the feed names
+// up to position. A stripe that the device never held is not an error: the
 // feed names a group's stripes to all devices. Unknown devices are NotFound.
-func (s *Store) DeleteFreed(id cfs.DeviceID, stripes []cfs.StripeID) (int, error) {
+func (s *Store) DeleteFreed(id cfs.DeviceID, stripes []cfs.StripeID, position uint64) (int, error) {
 	log := s.cfg.Devices[id]
 	if log == nil {
 		return 0, cfs.Errorf("delete on "+id.String(), cfs.NotFound, "no such device on node %d", s.cfg.Node)
@@ -85,6 +105,7 @@ func (s *Store) DeleteFreed(id cfs.DeviceID, stripes []cfs.StripeID) (int, error
 		}
 	}
 	n := log.Delete(keys)
+	log.SetFeedPosition(position)
 	s.cfg.Metrics.deleted.Add(float64(n))
 	return n, nil
 }

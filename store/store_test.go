@@ -306,14 +306,14 @@ func TestDeleteFreed(t *testing.T) {
 			r.must(r.put(r.devices[0], st, shard, 5, content(st, shard, cfs.BlockSize)))
 		}
 	}
-	n, err := r.store.DeleteFreed(r.devices[0], []cfs.StripeID{freed, {Session: 99, Counter: 1}})
+	n, err := r.store.DeleteFreed(r.devices[0], []cfs.StripeID{freed, {Session: 99, Counter: 1}}, 7)
 	if err != nil || n != 3 {
 		t.Errorf("deleted %d, %v", n, err)
 	}
 	if l := r.list(r.devices[0], nil, 0); len(l.Shards) != 3 || l.Shards[0].Key.StripeCounter != kept.Counter {
 		t.Errorf("left: %v", l)
 	}
-	if _, err := r.store.DeleteFreed(cfs.MakeDeviceID(9, 9), nil); !errors.Is(err, cfs.NotFound) {
+	if _, err := r.store.DeleteFreed(cfs.MakeDeviceID(9, 9), nil, 7); !errors.Is(err, cfs.NotFound) {
 		t.Errorf("an unknown device: %v", err)
 	}
 }

@@ -1,0 +1,268 @@
+package nvme
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"slices"
+
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/iopath"
+)
+
+const (
+	// maxCopied is the payload of one batch of moved records, in bytes.
+	maxCopied = cfs.MaxShardSize
+	// copyHeaders is how many batch headers are read for one batch of moved records.
+	copyHeaders = 64
+	// leastWin is the least part of a segment that must be dead for it to be
+	// cleaned: below, cleaning costs more than sixteen times what it wins.
+	leastWin = 1.0 / 16
+)
+
+// clean is the goroutine that moves live records out of segments that are mostly
+// dead, so that these can be used again.
+//
+// Which segment comes next is chosen by what cleaning it wins, how long that
+// is likely to last, and what it costs (Rosenblum and Ousterhout, The Design
+// and Implementation of a Log-Structured File System, 1992): dead part times
+// age, over what has to be read and written. Moved records go to the next
+// stream: what has lived through a cleaning or two lives long, and is not
+// moved again and again together with what dies young.
+func (l *Log) clean() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	sp := &l.space
+	for !l.stopping {
+		seg := none
+		if l.broken == nil && !sp.stuck && len(sp.free)+len(sp.dead) < cleanBelow {
+			seg = l.victimLocked()
+		}
+		if seg == none {
+			l.changed.Wait()
+			continue
+		}
+		sp.cleaning = true
+		err := l.cleanLocked(seg)
+		sp.cleaning = false
+		sp.fruitless++
+		switch s := &sp.segs[seg]; {
+		case err == nil && s.live == 0:
+			l.stats.Cleaned++
+		case cfs.KindOf(err) == cfs.NoSpace:
+			sp.stuck = true
+		case !l.stopping:
+			l.log.Error("segment cannot be cleaned", "segment", seg, "left", s.live, "err", err)
+			s.unreaped = true
+		}
+		l.changed.Broadcast()
+	}
+}
+
+// deadPartLocked is the part of a segment that cleaning it would win, 0 to 1:
+// what dead records take, and what was left over when it was sealed early. A
+// rest that is smaller than a record can be is no win: it would only come elsewhere.
+func (l *Log) deadPartLocked(seg int) float64 {
+	s := &l.space.segs[seg]
+	dead := s.tail - l.firstData - s.liveCost(l.firstData)
+	if rest := l.segBlocks - s.tail; rest > 2*cfs.MaxShardSize/cfs.BlockSize {
+		dead += rest
+	}
+	return float64(dead) / float64(l.segBlocks-l.firstData)
+}
+
+// victimLocked is the segment to clean next, none when no one is worth it.
+func (l *Log) victimLocked() int {
+	best, bestScore := none, 0.0
+	for i := range l.space.segs {
+		s := &l.space.segs[i]
+		if s.state != segFull || s.live == 0 || s.writers > 0 || s.unreaped {
+			continue
+		}
+		win := l.deadPartLocked(i)
+		if win < leastWin {
+			continue
+		}
+		age := float64(l.space.lastSeq - s.sealedSeq + 1)
+		if score := win * age / (2 - win); score > bestScore {
+			best, bestScore = i, score
+		}
+	}
+	return best
+}
+
+// cleanLocked moves the live records out of a segment, releasing mu while it
+// reads and writes. Nothing in it lives when it returns nil, unless the log is closing.
+func (l *Log) cleanLocked(seg int) error {
+	s := &l.space.segs[seg]
+	s.readers++ // it may die meanwhile, but not be freed
+	defer func() {
+		s.readers--
+		l.freeIfDeadLocked(seg)
+	}()
+	lines, err := l.linesLocked(seg)
+	if err != nil {
+		return err
+	}
+	slices.SortFunc(lines, func(a, b footerLine) int { return cmp.Compare(a.payload, b.payload) })
+	var moving []*batch
+	for len(lines) > 0 && err == nil && !l.stopping && l.broken == nil {
+		lines = slices.DeleteFunc(lines, func(f footerLine) bool { return !s.bits.get(uint32(f.payload)) })
+		n := l.oneCopy(lines)
+		if n == 0 {
+			break
+		}
+		var b *batch
+		if b, err = l.moveLocked(seg, lines[:n]); b != nil {
+			moving = append(moving, b)
+		}
+		lines = lines[n:]
+	}
+	for _, b := range moving {
+		for b.state != batchAnswered {
+			l.changed.Wait()
+		}
+		err = cmp.Or(err, b.err)
+	}
+	return err
+}
+
+// linesLocked is the records of a full segment, dead ones too. It may read the
+// device, releasing mu.
+func (l *Log) linesLocked(seg int) ([]footerLine, error) {
+	s := &l.space.segs[seg]
+	if !s.footed {
+		if s.lines != nil {
+			return slices.Clone(s.lines), nil
+		}
+	}
+	h := s.header(&l.sb, uint32(seg))
+	l.mu.Unlock()
+	defer l.mu.Lock()
+	found, err := l.readSegment(&h)
+	if err != nil {
+		return nil, err
+	}
+	return found.lines, nil
+}
+
+// oneCopy is how many of the lines fit one batch of moved records.
+func (l *Log) oneCopy(lines []footerLine) int {
+	room, bytes, headers := entryRoom, 0, 0
+	limit := min(maxCopied, int(l.segBlocks-l.firstData-1-footerBlocks(maxCopied/cfs.BlockSize))*cfs.BlockSize)
+	for i := range lines {
+		rec := lines[i].record()
+		room -= entryBytes(rec.Len)
+		bytes += int(rec.Len)
+		if i == 0 || lines[i].header != lines[i-1].header {
+			headers++
+		}
+		distance := (bytes-int(rec.Len))/cfs.BlockSize + 1
+		if i > 0 && (room < 0 || bytes > limit || headers > copyHeaders || distance > maxHeaderDistance) {
+			return i
+		}
+	}
+	return len(lines)
+}
+
+// moveLocked writes one batch of records anew, releasing mu while it reads and
+// writes; they are moved when the batch is answered.
+func (l *Log) moveLocked(seg int, lines []footerLine) (*batch, error) {
+	s := &l.space.segs[seg]
+	h := s.header(&l.sb, uint32(seg))
+	to := min(s.stream+1, oldStream)
+	l.mu.Unlock()
+	puts, damaged, err := l.readForMove(&h, lines)
+	l.mu.Lock()
+	l.stats.CRCFailures += uint64(damaged)
+	if err != nil {
+		if cfs.KindOf(err) != cfs.Corrupt {
+			l.readFailedLocked(err)
+		}
+		return nil, err
+	}
+	b := l.startLocked(to, puts)
+	if b == nil {
+		return nil, puts[0].err
+	}
+	l.mu.Unlock()
+	l.encode(b, l.copyMem.WithHeadroom())
+	l.write(b, nil)
+	l.mu.Lock()
+	return b, nil
+}
+
+// readForMove reads records and their checksums into the cleaner's memory. A
+// damaged payload moves as it is: its reader will tell, and who repairs it
+// finds it by its key.
+func (l *Log) readForMove(h *segmentHeader, lines []footerLine) (puts []*put, damaged int, err error) {
+	seg := int(h.index)
+	mem, headerMem := l.copyMem.Bytes(), l.copyHeaderMem.Bytes()
+	var ops []iopath.ReadOp
+	at, headers := 0, 0
+	for i := range lines {
+		f := &lines[i]
+		if i == 0 || f.header != lines[i-1].header {
+			ops = append(ops, iopath.ReadOp{P: headerMem[headers*cfs.BlockSize:][:cfs.BlockSize], Off: l.segOffset(seg, uint32(f.header))})
+			headers++
+		}
+		n := int(f.blocks) * cfs.BlockSize
+		ops = append(ops, iopath.ReadOp{P: mem[at : at+n], Off: l.segOffset(seg, uint32(f.payload))})
+		at += n
+	}
+	if err := l.dev.ReadMany(ops); err != nil {
+		return nil, 0, err
+	}
+	at, headers = 0, -1
+	var entries []batchEntry
+	for i := range lines {
+		f := &lines[i]
+		if i == 0 || f.header != lines[i-1].header {
+			headers++
+			off := l.segOffset(seg, uint32(f.header))
+			if _, entries, err = decodeBatch(headerMem[headers*cfs.BlockSize:][:cfs.BlockSize], h, uint32(f.header), off, entries[:0]); err != nil {
+				return nil, damaged, cfs.Errorf("device "+l.info.Path, cfs.Corrupt, "batch header at %d: %w", off, err)
+			}
+		}
+		j := slices.IndexFunc(entries, func(e batchEntry) bool { return e.block == uint32(f.payload) && e.rec == f.record() })
+		if j < 0 {
+			return nil, damaged, cfs.Errorf("device "+l.info.Path, cfs.Corrupt, "batch header at %d does not have record %s", l.segOffset(seg, uint32(f.header)), f.key)
+		}
+		p := &put{rec: f.record(), crcs: bytes.Clone(entries[j].crcs), from: location{uint32(seg), uint32(f.header), uint32(f.payload)}}
+		if !payloadWhole(f.key, 0, mem[at:at+int(p.rec.Len)], p.crcs) {
+			damaged++
+			l.log.Warn("damaged record", "key", f.key.String(), "offset", l.segOffset(seg, uint32(f.payload)))
+		}
+		at += int(p.rec.Len)
+		puts = append(puts, p)
+	}
+	return puts, damaged, nil
+}
+
+// payloadWhole compares a piece of a record's payload, from a block of it on, with its checksums.
+func payloadWhole(k Key, block uint32, p, crcs []byte) bool {
+	for len(p) > 0 {
+		if payloadCRC(k, block, p[:cfs.BlockSize]) != binary.LittleEndian.Uint32(crcs[block*crcBytes:]) {
+			return false
+		}
+		p = p[cfs.BlockSize:]
+		block++
+	}
+	return true
+}
+
+// movedLocked gives a record that was written anew its new place, unless it was
+// deleted meanwhile.
+func (l *Log) movedLocked(p *put, b *batch, payload uint32) {
+	if !l.index.replace(p.rec.Key, p.from, location{uint32(b.seg), b.block, payload}) {
+		return
+	}
+	blocks := p.rec.Len / cfs.BlockSize
+	hot := l.crcs.get(cacheKey(p.from.seg, p.from.payload)) != nil
+	l.rememberLocked(b.seg, payload, blocks)
+	l.forgetLocked(&entry{key: p.rec.Key, seg: p.from.seg, header: p.from.header, payload: p.from.payload, blocks: blocks})
+	if hot {
+		l.crcs.put(cacheKey(uint32(b.seg), payload), p.crcs)
+	}
+	l.stats.CopiedBytes += uint64(p.rec.Len)
+}

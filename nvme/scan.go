@@ -1,0 +1,191 @@
+package nvme
+
+import (
+	"bytes"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+const (
+	// scanWindow is the unit in which a segment is read when its batches are
+	// small or the next header is not where it should be, in bytes.
+	scanWindow = 512 << 10
+	// footerFirst is how many blocks of a footer are read before its length is known.
+	footerFirst = 4
+)
+
+// foundSegment is what is on the device of one life of a segment.
+type foundSegment struct {
+	header segmentHeader
+	bitmap bitmapHeader // generation 0 when there is none
+	bits   bitmap
+	footed bool // it was read from the footer
+	lines  []footerLine
+	fill   fill
+
+	// Without a footer:
+	crcs    [][]byte // of lines, by the same index
+	durable uint32   // no payload in front of this block can be torn
+	gaps    []int64  // device offsets where a batch header should be and is not, though one follows
+}
+
+// lives reports whether the bitmap lets the record of a line live.
+func (f *foundSegment) lives(line *footerLine) bool {
+	return f.bitmap.generation == 0 || uint32(line.payload) >= f.bitmap.covered || f.bits.get(uint32(line.payload))
+}
+
+// readSegment reads the records of a segment: from its footer, or from its batch
+// headers when there is none that is whole.
+func (l *Log) readSegment(h *segmentHeader) (*foundSegment, error) {
+	mem, err := newScratch(scanWindow)
+	if err != nil {
+		return nil, err
+	}
+	defer mem.free()
+	f := &foundSegment{header: *h}
+	return f, l.readRecords(f, mem.p)
+}
+
+// readFooter reads the footer of a segment; f.footed says whether there is one.
+func (l *Log) readFooter(f *foundSegment, mem []byte) error {
+	seg := int(f.header.index)
+	first := l.segBlocks - footerFirst
+	blks := mem[:footerFirst*cfs.BlockSize]
+	if err := l.dev.Read(blks, l.segOffset(seg, first)); err != nil {
+		return err
+	}
+	last := blks[(footerFirst-1)*cfs.BlockSize:]
+	end, _, err := decodeFooterPart(last, &f.header, l.segOffset(seg, l.segBlocks-1), nil)
+	if err != nil || end.part != end.parts-1 {
+		if cfs.KindOf(err) == cfs.Corrupt {
+			l.log.Warn("damaged footer", "segment", seg, "err", err)
+		}
+		return nil
+	}
+	lines := make([]footerLine, 0, end.total)
+	w := scanner{l: l, seg: seg, buf: mem, first: first, next: l.segBlocks}
+	for part := range end.parts {
+		block := l.segBlocks - end.parts + part
+		blk, err := w.block(block, true)
+		if err != nil {
+			return err
+		}
+		var p footerPart
+		if p, lines, err = decodeFooterPart(blk, &f.header, l.segOffset(seg, block), lines); err != nil || p.part != part || p.parts != end.parts {
+			l.log.Warn("damaged footer", "segment", seg, "part", part, "err", err)
+			return nil
+		}
+	}
+	if uint32(len(lines)) != end.total {
+		l.log.Warn("damaged footer", "segment", seg, "records", len(lines), "want", end.total)
+		return nil
+	}
+	f.lines, f.fill, f.footed = lines, end.fill, true
+	return nil
+}
+
+// scanSegment finds the batches of a segment. It follows the headers; where one
+// is missing (a crash tore it, or it is damaged) it looks at every block for
+// the next, because batches are written side by side and a later one may be whole.
+func (l *Log) scanSegment(f *foundSegment, mem []byte) error {
+	seg := int(f.header.index)
+	w := scanner{l: l, seg: seg, buf: mem}
+	f.fill.tail, f.durable = l.firstData, l.firstData
+	wide := false
+	searching := false
+	var entries []batchEntry
+	for block := l.firstData; block < l.segBlocks; {
+		blk, err := w.block(block, wide || searching)
+		if err != nil {
+			return err
+		}
+		var h batchHeader
+		h, entries, err = decodeBatch(blk, &f.header, block, l.segOffset(seg, block), entries[:0])
+		if err != nil {
+			searching = true
+			block++
+			continue
+		}
+		if searching {
+			searching = false
+			f.gaps = append(f.gaps, l.segOffset(seg, f.fill.tail))
+		}
+		for i := range entries {
+			e := &entries[i]
+			f.lines = append(f.lines, footerLine{
+				key: e.rec.Key, group: group{e.rec.PG, e.rec.Epoch},
+				header: uint16(block), payload: uint16(e.block), blocks: uint16(e.rec.Len / cfs.BlockSize),
+			})
+			f.crcs = append(f.crcs, bytes.Clone(e.crcs))
+		}
+		f.durable = max(f.durable, h.durable)
+		f.fill.payload += h.payloadBlocks
+		block += 1 + h.payloadBlocks
+		f.fill.tail = block
+		wide = h.payloadBlocks < scanWindow/cfs.BlockSize/8
+	}
+	return nil
+}
+
+// scanner reads a segment's blocks through a window.
+type scanner struct {
+	l           *Log
+	seg         int
+	buf         []byte
+	first, next uint32 // blocks in the window
+}
+
+// block is one block; wide reads many at once.
+func (w *scanner) block(block uint32, wide bool) ([]byte, error) {
+	if block < w.first || block >= w.next {
+		n := uint32(1)
+		if wide {
+			n = min(uint32(len(w.buf)/cfs.BlockSize), w.l.segBlocks-block)
+		}
+		if err := w.l.dev.Read(w.buf[:n*cfs.BlockSize], w.l.segOffset(w.seg, block)); err != nil {
+			return nil, err
+		}
+		w.first, w.next = block, block+n
+	}
+	at := (block - w.first) * cfs.BlockSize
+	return w.buf[at : at+cfs.BlockSize], nil
+}
+
+// readHeader reads a segment's header and bitmaps; nil when neither copy of the
+// header is whole and of this formatting.
+func (l *Log) readHeader(seg int, mem []byte) (*foundSegment, error) {
+	blks := mem[:l.firstData*cfs.BlockSize]
+	if err := l.dev.Read(blks, l.segOffset(seg, 0)); err != nil {
+		return nil, err
+	}
+	var f *foundSegment
+	for i := range segHeaderBlocks {
+		at := l.segOffset(seg, uint32(i))
+		h, err := decodeSegmentCopy(blks[i*cfs.BlockSize:(i+1)*cfs.BlockSize], at)
+		switch {
+		case cfs.KindOf(err) == cfs.Corrupt:
+			l.log.Warn("damaged segment header", "segment", seg, "err", err)
+		case err != nil || h.uuid != l.sb.UUID || h.index != uint32(seg) || h.bytes != l.sb.SegmentBytes || h.seq == 0:
+		case f == nil || h.seq > f.header.seq: // copies differ when a crash tore the start of a new life,
+			f = &foundSegment{header: h}
+		case h.seq == f.header.seq && h.free: // or its end
+			f.header.free = true
+		}
+	}
+	if f == nil || f.header.free {
+		return f, nil
+	}
+	slotBlocks := bitmapBlocks(l.segBlocks)
+	for slot := range uint32(bitmapSlots) {
+		first := segHeaderBlocks + slot*slotBlocks
+		bits := newBitmap(l.segBlocks)
+		h, err := decodeBitmap(blks[first*cfs.BlockSize:], &f.header, bits, l.segOffset(seg, first))
+		switch {
+		case cfs.KindOf(err) == cfs.Corrupt:
+			l.log.Warn("damaged bitmap", "segment", seg, "err", err) // or a crash tore it
+		case err == nil && h.generation > f.bitmap.generation:
+			f.bitmap, f.bits = h, bits
+		}
+	}
+	return f, nil
+}
