@@ -4,6 +4,7 @@ import (
 	"context"
 	"math/bits"
 	"sync"
+	"sync/atomic"
 
 	"github.com/claudefs/claudefs/cfs"
 	"golang.org/x/sys/unix"
@@ -29,6 +30,7 @@ const (
 type Arena struct {
 	mem        []byte
 	chunkPages int
+	trace      atomic.Bool
 
 	mu      sync.Mutex
 	used    []uint64 // bitmap of pages, 1 for used
@@ -37,6 +39,7 @@ type Arena struct {
 	inUse   int // pages
 	waiters []*arenaWaiter
 	spare   []*Buf // released Bufs to use again
+	out     []*Buf // those that are not released
 	closed  bool
 }
 
@@ -96,7 +99,7 @@ func (a *Arena) Get(ctx context.Context, n int) (*Buf, error) {
 	if len(a.waiters) == 0 {
 		if b := a.cutLocked(n); b != nil {
 			a.mu.Unlock()
-			return b, nil
+			return a.taken(b), nil
 		}
 	}
 	if len(a.waiters) >= maxArenaWaiters {
@@ -112,7 +115,7 @@ func (a *Arena) Get(ctx context.Context, n int) (*Buf, error) {
 		if b == nil {
 			return nil, cfs.E(op, cfs.Closed, nil)
 		}
-		return b, nil
+		return a.taken(b), nil
 	case <-ctx.Done():
 		a.abandon(w)
 		return nil, contextError(op, ctx)
@@ -172,7 +175,11 @@ func (a *Arena) freeLocked(b *Buf) {
 	a.markLocked(first, n, false)
 	a.inUse -= n
 	a.low = min(a.low, first)
-	b.mem = nil
+	last := len(a.out) - 1
+	a.out[b.at] = a.out[last]
+	a.out[b.at].at = b.at
+	a.out = a.out[:last]
+	b.mem, b.taken = nil, nil
 	a.spare = append(a.spare, b)
 	a.serveLocked()
 }
@@ -210,6 +217,8 @@ func (a *Arena) cutLocked(n int) *Buf {
 	lo, hi := first*pageBytes, (first+pages)*pageBytes
 	b.mem, b.page, b.n = a.mem[lo:hi:hi], first, n
 	b.refs.Store(1)
+	b.at = len(a.out)
+	a.out = append(a.out, b)
 	return b
 }
 

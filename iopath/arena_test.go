@@ -3,7 +3,9 @@ package iopath
 import (
 	"context"
 	"math/rand/v2"
+	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -11,16 +13,21 @@ import (
 	"github.com/claudefs/claudefs/cfs"
 )
 
-// testArena is an arena that must be wholly free at the test's end.
+// testArena is an arena that must be wholly free at the test's end. When it is
+// not, IOPATH_TRACE=1 in the environment says where what leaked was taken.
 func testArena(t testing.TB, sizeBytes int) *Arena {
 	t.Helper()
 	a, err := NewArena(sizeBytes)
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.Trace(os.Getenv("IOPATH_TRACE") != "")
 	t.Cleanup(func() {
+		for _, h := range a.Held() {
+			t.Errorf("leaked: %s", h)
+		}
 		if n := a.InUse(); n != 0 {
-			t.Errorf("%d bytes of the arena leaked", n)
+			t.Errorf("%d bytes of the arena are in use", n)
 			return
 		}
 		if err := a.Close(); err != nil {
@@ -243,5 +250,40 @@ func TestArenaGetAllocatesNothing(t *testing.T) {
 		b.Release()
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+// TestArenaHeld checks that what is out is named, with where it was taken when asked.
+func TestArenaHeld(t *testing.T) {
+	a := testArena(t, 4<<20)
+	a.Trace(false)
+	plain := mustGet(t, a, 100)
+	a.Trace(true)
+	traced, gone := mustGet(t, a, 5000), mustGet(t, a, 1)
+	traced.Retain()
+	gone.Release()
+	held := a.Held()
+	if len(held) != 2 || held[0].Bytes+held[1].Bytes != 5100 {
+		t.Fatalf("held: %v", held)
+	}
+	for _, h := range held {
+		want := 1
+		if h.Bytes == 5000 {
+			want = 2
+		}
+		if got := strings.Contains(h.Taken, "TestArenaHeld"); h.Refs != want || got != (h.Bytes == 5000) {
+			t.Errorf("held: %v", h)
+		}
+	}
+	plain.Release()
+	traced.Release()
+	traced.Release()
+	again := mustGet(t, a, 7)
+	if held := a.Held(); len(held) != 1 || held[0].Bytes != 7 || !strings.Contains(held[0].String(), "mustGet") {
+		t.Errorf("held: %v", held)
+	}
+	again.Release()
+	if held := a.Held(); len(held) != 0 {
+		t.Errorf("nothing is out, but held: %v", held)
 	}
 }

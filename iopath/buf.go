@@ -12,6 +12,8 @@ type Buf struct {
 	page  int    // where mem starts in the arena
 	n     int
 	refs  atomic.Int32
+	at    int       // its place in the arena's out
+	taken []uintptr // where it was taken, see Arena.Trace
 }
 
 // Bytes is the usable bytes; their capacity is rounded up to whole blocks.

@@ -7,24 +7,56 @@
 // [Buf]s are cut. It is registered with the rings, so that the kernel pins its
 // pages once and not at every operation. A Buf has one block of headroom in
 // front of its bytes: whoever stores it can put a header there and write both
-// at once.
+// at once. [Arena.Held] names what has leaked.
 //
-// A [Ring] is an io_uring of our own on x/sys and mmap. Any number of goroutines
-// share it: each submits under a mutex and reaps what has completed by then,
-// and one goroutine, parked on the ring's descriptor in Go's netpoller, reaps
-// the rest. An operation allocates nothing. Operations in flight are bounded
-// by the ring's entries; further callers wait for room.
+// A [Ring] is an io_uring of our own on x/sys and mmap. An operation allocates
+// nothing. Operations in flight are bounded by the ring's entries; further
+// callers wait in their own calls, first come first served.
 //
-// An [Engine] is what nvme needs of a ring. Ring is the native engine; others
-// are measured against it behind the same conformance suite.
+// An [Engine] is what nvme needs of a ring, and a [Commander] sends NVMe commands
+// besides. Ring is the native engine, [Shards] several rings, one for each core;
+// with the build tag iouringgo there is a reference to measure against. All pass
+// the same conformance suite.
+//
+// # How a ring is driven
+//
+// A batch becomes a call, which queues for slots; a slot is one operation in
+// flight. Queued calls are given slots, submitted and reaped by "pumping"
+// (pump.go), under the ring's mutex. Who pumps is the difference between the shapes.
+//
+// Shared, the default, is for many goroutines. A caller that finds the ring empty
+// waits in the kernel, as a plain read would. Otherwise it yields once before
+// it submits, so that the goroutines which the last completions have woken queue
+// theirs too, and submits for them all: under load most callers make no system
+// call. Who submits reaps what has completed by then, and one goroutine, parked
+// in Go's netpoller on an eventfd that the ring writes to, reaps the rest.
+//
+// [RingConfig.SingleIssuer] has a locked thread pump (issuer.go). The kernel then
+// needs no lock and runs completions when they are asked for (SINGLE_ISSUER,
+// DEFER_TASKRUN). It costs callers a wake of that thread, so it is for few callers
+// with large batches.
+//
+// [RingConfig.Poll] adds a ring whose thread polls the device instead of
+// having it interrupt (IOPOLL). Reads and writes of files that can be polled go
+// to it, everything else to the main ring; a file is probed when it is registered.
+//
+// What the kernel lacks of all this is found out when a ring is made, logged once
+// and done without; Linux 5.6 is enough for a shared ring.
 //
 // # What blocks, and what deadlocks
 //
 // Arena.Get blocks while the arena is exhausted, first come first served. Do not
 // hold one Buf while waiting for another in a service that others can fill:
 // take all that an operation needs in one Get, or bound the operations.
-// Ring calls return when the kernel has answered; they cannot be cancelled, and
-// memory that was given to one belongs to the kernel until it returns.
 //
-// Lock order: none of the locks here is held while another is taken.
+// Ring calls return when the kernel has answered, and memory that was given to
+// one belongs to the kernel until it returns. [Ring.Cancel] and
+// [RingConfig.Timeout] ask the kernel to give an operation up. It does so with
+// what it has not begun and with what waits for somebody (a pipe). It does not
+// with what it has dispatched to a block device: the device may write into the
+// memory at any time, so the call goes on until the device answers or its driver's
+// own timeout ends it (30 s for NVMe by default). An operation on a device that
+// hangs is therefore late, never lost, and its memory is never reused early.
+//
+// Lock order: none of the locks of Arena and Ring is held while another is taken.
 package iopath

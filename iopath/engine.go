@@ -8,7 +8,10 @@ import "os"
 type Transfer struct {
 	P   []byte
 	Off int64
-	res int32 // the kernel's answer
+	// Sync makes a write durable before it is answered (RWF_DSYNC: on a block
+	// device that has it, by FUA and without a flush). Reads ignore it.
+	Sync bool
+	res  int32 // the kernel's answer
 }
 
 // ReadOp is a Transfer from the file.
@@ -22,6 +25,14 @@ type File struct {
 	name string
 	fd   int32
 	slot int32 // in the ring's file table, -1 when it has none
+	// polled is the slot in the polled ring's table, -1 when it cannot be polled.
+	polled int32
+}
+
+// onPolled is the file as the polled ring knows it.
+func (f File) onPolled() File {
+	f.slot, f.polled = f.polled, -1
+	return f
 }
 
 // Name is the path that the file was opened by.

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -20,26 +21,34 @@ import (
 // engineEntries is small, so that the suite meets a full ring.
 const engineEntries = 8
 
-// testEngine is the conformance suite of Engine. open makes an engine whose
-// arena, if it uses one, is a.
-func testEngine(t *testing.T, open func(t *testing.T, a *Arena) Engine) {
-	for name, test := range map[string]func(*testing.T, Engine, *Arena){
+// engineSuite is the conformance suite of Engine.
+func engineSuite() map[string]func(*testing.T, Engine, *Arena) {
+	return map[string]func(*testing.T, Engine, *Arena){
 		"RoundTrip":   engineRoundTrip,
 		"EndOfFile":   engineEndOfFile,
 		"Batches":     engineBatches,
 		"Failures":    engineFailures,
 		"Files":       engineFiles,
+		"ClosedFiles": engineClosedFiles,
+		"LetsGo":      engineLetsGo,
 		"Concurrency": engineConcurrency,
 		"Closed":      engineClosed,
-	} {
-		t.Run(name, func(t *testing.T) {
-			a := testArena(t, 16<<20)
-			e := open(t, a)
-			test(t, e, a)
-			if err := e.Close(); err != nil {
-				t.Errorf("Close: %v", err)
-			}
-		})
+	}
+}
+
+// testEngine runs the suite. open makes an engine whose arena, if it uses one, is a.
+func testEngine(t *testing.T, open func(t *testing.T, a *Arena) Engine) {
+	for name, test := range engineSuite() {
+		t.Run(name, func(t *testing.T) { runEngineTest(t, open, test) })
+	}
+}
+
+func runEngineTest(t *testing.T, open func(t *testing.T, a *Arena) Engine, test func(*testing.T, Engine, *Arena)) {
+	a := testArena(t, 16<<20)
+	e := open(t, a)
+	test(t, e, a)
+	if err := e.Close(); err != nil {
+		t.Errorf("Close: %v", err)
 	}
 }
 
@@ -69,36 +78,42 @@ func fillRandom(p []byte, seed uint64) {
 
 func engineRoundTrip(t *testing.T, e Engine, a *Arena) {
 	for _, flags := range []int{0, unix.O_DIRECT} {
-		f := testFile(t, flags)
-		file := mustRegister(t, e, f)
-		for i, size := range []int{4096, 64 << 10, 1 << 20} {
-			b := mustGet(t, a, size)
-			fillRandom(b.Bytes(), uint64(i))
-			off := int64(i) * 2 << 20
-			if err := e.WriteMany(file, []WriteOp{{P: b.Bytes(), Off: off}}); err != nil {
-				t.Fatal(err)
-			}
+		roundTrip(t, e, a, testFile(t, flags))
+	}
+}
+
+func roundTrip(t *testing.T, e Engine, a *Arena, f *os.File) {
+	file := mustRegister(t, e, f)
+	for i, size := range []int{4096, 64 << 10, 1 << 20} {
+		b := mustGet(t, a, size)
+		fillRandom(b.Bytes(), uint64(i))
+		off := int64(i) * 2 << 20
+		sync := i%2 == 1
+		if err := e.WriteMany(file, []WriteOp{{P: b.Bytes(), Off: off, Sync: sync}}); err != nil {
+			t.Fatal(err)
+		}
+		if !sync {
 			if err := e.Fdatasync(file); err != nil {
 				t.Fatal(err)
 			}
-			plain := make([]byte, size+4096) // memory outside the arena
-			plain = plain[4096-address(plain)%4096:][:size]
-			if n, err := e.Read(file, plain, off); n != size || err != nil {
-				t.Fatalf("read %d bytes: %v", n, err)
-			}
-			if !bytes.Equal(plain, b.Bytes()) {
-				t.Errorf("flags %#x, %d bytes: other bytes came back", flags, size)
-			}
-			want := bytes.Clone(b.Bytes())
-			clear(b.WithHeadroom())
-			if n, err := e.Read(file, b.Bytes(), off); n != size || err != nil || !bytes.Equal(b.Bytes(), want) {
-				t.Errorf("into the arena: %d bytes, %v", n, err)
-			}
-			b.Release()
 		}
-		if err := e.UnregisterFile(file); err != nil {
-			t.Error(err)
+		plain := make([]byte, size+4096) // memory outside the arena
+		plain = plain[4096-address(plain)%4096:][:size]
+		if n, err := e.Read(file, plain, off); n != size || err != nil {
+			t.Fatalf("read %d bytes: %v", n, err)
 		}
+		if !bytes.Equal(plain, b.Bytes()) {
+			t.Errorf("%d bytes: other bytes came back", size)
+		}
+		want := bytes.Clone(b.Bytes())
+		clear(b.WithHeadroom())
+		if n, err := e.Read(file, b.Bytes(), off); n != size || err != nil || !bytes.Equal(b.Bytes(), want) {
+			t.Errorf("into the arena: %d bytes, %v", n, err)
+		}
+		b.Release()
+	}
+	if err := e.UnregisterFile(file); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -136,8 +151,9 @@ func engineEndOfFile(t *testing.T, e Engine, a *Arena) {
 }
 
 // engineBatches writes and reads batches that are larger than the ring.
-func engineBatches(t *testing.T, e Engine, a *Arena) {
-	f := testFile(t, unix.O_DIRECT)
+func engineBatches(t *testing.T, e Engine, a *Arena) { inBatches(t, e, a, testFile(t, unix.O_DIRECT)) }
+
+func inBatches(t *testing.T, e Engine, a *Arena, f *os.File) {
 	file := mustRegister(t, e, f)
 	if err := e.WriteMany(file, nil); err != nil {
 		t.Errorf("empty batch: %v", err)
@@ -259,8 +275,76 @@ func engineFiles(t *testing.T, e Engine, a *Arena) {
 	}
 }
 
-func engineConcurrency(t *testing.T, e Engine, a *Arena) {
-	f := testFile(t, 0)
+// engineClosedFiles checks that a file that its opener has closed lives on, and
+// is kept apart from one that got the number of its descriptor.
+func engineClosedFiles(t *testing.T, e Engine, a *Arena) {
+	b := mustGet(t, a, 4096)
+	defer b.Release()
+	dir := t.TempDir()
+	var files []File
+	for i := range 3 {
+		f, err := os.Create(filepath.Join(dir, strconv.Itoa(i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		files = append(files, mustRegister(t, e, f))
+		f.Close()
+	}
+	for i, file := range files {
+		fillRandom(b.Bytes(), uint64(i))
+		if err := e.WriteMany(file, []WriteOp{{P: b.Bytes()}}); err != nil {
+			t.Fatalf("write to a closed file: %v", err)
+		}
+	}
+	for i, file := range files {
+		fillRandom(b.Bytes(), uint64(i))
+		if got, err := os.ReadFile(filepath.Join(dir, strconv.Itoa(i))); err != nil || !bytes.Equal(got, b.Bytes()) {
+			t.Errorf("file %d has other bytes, or %v", i, err)
+		}
+		if err := e.UnregisterFile(file); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// engineLetsGo checks by a lock, which goes with the last hold on an open file,
+// that UnregisterFile and Close end the engine's. The kernel may take its time.
+func engineLetsGo(t *testing.T, e Engine, a *Arena) {
+	path := testFile(t, 0).Name()
+	lock := func() *os.File {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		await(func() bool { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil })
+		return f
+	}
+	first := lock()
+	file := mustRegister(t, e, first)
+	first.Close()
+	other, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != unix.EWOULDBLOCK {
+		t.Errorf("a registered file's lock is gone: %v", err)
+	}
+	if err := e.UnregisterFile(file); err != nil {
+		t.Error(err)
+	}
+	second := lock()
+	mustRegister(t, e, second)
+	second.Close()
+	if err := e.Close(); err != nil {
+		t.Error(err)
+	}
+	lock().Close()
+}
+
+func engineConcurrency(t *testing.T, e Engine, a *Arena) { concurrently(t, e, a, testFile(t, 0)) }
+
+func concurrently(t *testing.T, e Engine, a *Arena, f *os.File) {
 	file := mustRegister(t, e, f)
 	const workers, rounds, size = 4 * engineEntries, 50, 4096
 	var wg sync.WaitGroup

@@ -2,14 +2,21 @@ package iopath
 
 import (
 	"testing"
+	"time"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/invariants"
 	"golang.org/x/sys/unix"
 )
 
 func testRing(t testing.TB, a *Arena, entries int) *Ring {
 	t.Helper()
-	r, err := NewRing(RingConfig{Entries: entries, Arena: a})
+	return mustRing(t, RingConfig{Entries: entries, Arena: a})
+}
+
+func mustRing(t testing.TB, cfg RingConfig) *Ring {
+	t.Helper()
+	r, err := NewRing(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -31,9 +38,44 @@ func TestRingPlain(t *testing.T) {
 	testEngine(t, func(t *testing.T, _ *Arena) Engine { return testRing(t, nil, engineEntries) })
 }
 
+// TestRingSingleIssuer is the suite on a ring that a thread owns.
+func TestRingSingleIssuer(t *testing.T) {
+	testEngine(t, func(t *testing.T, a *Arena) Engine {
+		return mustRing(t, RingConfig{Entries: engineEntries, Arena: a, SingleIssuer: true})
+	})
+}
+
+// TestRingPoll is the suite on a ring that polls what can be polled.
+func TestRingPoll(t *testing.T) {
+	for _, owned := range []bool{false, true} {
+		testEngine(t, func(t *testing.T, a *Arena) Engine {
+			return mustRing(t, RingConfig{Entries: engineEntries, Arena: a, SingleIssuer: owned, Poll: true})
+		})
+	}
+}
+
+// TestShards is the suite on several rings.
+func TestShards(t *testing.T) {
+	testEngine(t, func(t *testing.T, a *Arena) Engine {
+		s, err := NewShards(3, RingConfig{Entries: engineEntries, Arena: a})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	})
+	for _, n := range []int{0, maxShards + 1} {
+		if _, err := NewShards(n, RingConfig{}); cfs.KindOf(err) != cfs.Invalid {
+			t.Errorf("%d shards: %v", n, err)
+		}
+	}
+	if _, err := NewShards(2, RingConfig{Entries: -1}); cfs.KindOf(err) != cfs.Invalid {
+		t.Errorf("bad rings: %v", err)
+	}
+}
+
 // TestRingOldKernel goes without the newer setup flags and without fixed files.
 func TestRingOldKernel(t *testing.T) {
-	q, err := setupQueues(engineEntries, setupClamp|setupCQSize)
+	q, err := setupQueues(engineEntries, 0)
 	if err != nil {
 		t.Fatalf("without the optional flags: %v", err)
 	}
@@ -46,7 +88,7 @@ func TestRingOldKernel(t *testing.T) {
 	unix.Close(q.fd)
 	a := testArena(t, 4<<20)
 	r := testRing(t, a, engineEntries)
-	r.hasSlot = false
+	r.hasTable = false
 	engineRoundTrip(t, r, a)
 	engineConcurrency(t, r, a)
 	if err := r.Close(); err != nil {
@@ -108,10 +150,35 @@ func TestRingRefusedSubmission(t *testing.T) {
 }
 
 func TestRingAllocatesNothing(t *testing.T) {
-	a := testArena(t, 4<<20)
-	r := testRing(t, a, 32)
-	file := mustRegister(t, r, testFile(t, unix.O_DIRECT))
+	if invariants.Race {
+		t.Skip("the race detector allocates on its own")
+	}
+	eachShape(t, func(t *testing.T, cfg RingConfig) {
+		a := testArena(t, 4<<20)
+		cfg.Entries, cfg.Arena, cfg.Timeout = 32, a, time.Minute
+		r := mustRing(t, cfg)
+		allocatesNothing(t, r, a)
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("Shards", func(t *testing.T) {
+		a := testArena(t, 4<<20)
+		s, err := NewShards(2, RingConfig{Entries: 32, Arena: a})
+		if err != nil {
+			t.Fatal(err)
+		}
+		allocatesNothing(t, s, a)
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func allocatesNothing(t *testing.T, e Engine, a *Arena) {
+	file := mustRegister(t, e, testFile(t, unix.O_DIRECT))
 	b := mustGet(t, a, 64<<10)
+	defer b.Release()
 	ops := make([]WriteOp, 4)
 	fill := func() {
 		for i := range ops {
@@ -123,20 +190,16 @@ func TestRingAllocatesNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	must(e.WriteMany(file, []WriteOp{{P: b.Bytes()}}))
 	for name, f := range map[string]func(){
-		"Write":     func() { _, err := r.Write(file, b.Bytes(), 0); must(err) },
-		"Read":      func() { _, err := r.Read(file, b.Bytes(), 0); must(err) },
-		"WriteMany": func() { fill(); must(r.WriteMany(file, ops)) },
-		"ReadMany":  func() { fill(); must(r.ReadMany(file, ops)) },
-		"Fdatasync": func() { must(r.Fdatasync(file)) },
+		"Read":      func() { _, err := e.Read(file, b.Bytes(), 0); must(err) },
+		"WriteMany": func() { fill(); must(e.WriteMany(file, ops)) },
+		"WriteSync": func() { fill(); ops[0].Sync = true; must(e.WriteMany(file, ops[:1])) },
+		"ReadMany":  func() { fill(); must(e.ReadMany(file, ops)) },
+		"Fdatasync": func() { must(e.Fdatasync(file)) },
 	} {
-		must(r.WriteMany(file, []WriteOp{{P: b.Bytes()}}))
 		if n := testing.AllocsPerRun(100, f); n != 0 {
 			t.Errorf("%s: %v allocations", name, n)
 		}
-	}
-	b.Release()
-	if err := r.Close(); err != nil {
-		t.Error(err)
 	}
 }

@@ -10,30 +10,47 @@ import (
 // The kernel's interface, from include/uapi/linux/io_uring.h. x/sys has only
 // the system calls' numbers.
 const (
-	setupCQSize     = 1 << 3
-	setupClamp      = 1 << 4
-	setupSubmitAll  = 1 << 7
-	setupNoSQArray  = 1 << 16
-	featSingleMmap  = 1 << 0
-	featNoDrop      = 1 << 1
-	enterGetEvents  = 1 << 0
-	registerBuffers = 0
-	registerFiles   = 2
-	filesUpdate     = 6
-	offSQRing       = 0
-	offSQEs         = 0x10000000
+	setupIOPoll       = 1 << 0
+	setupCQSize       = 1 << 3
+	setupClamp        = 1 << 4
+	setupSubmitAll    = 1 << 7
+	setupCoopTaskrun  = 1 << 8
+	setupSQE128       = 1 << 10
+	setupCQE32        = 1 << 11
+	setupSingleIssuer = 1 << 12
+	setupDeferTaskrun = 1 << 13
+	setupNoSQArray    = 1 << 16
+	featSingleMmap    = 1 << 0
+	featNoDrop        = 1 << 1
+	enterGetEvents    = 1 << 0
+	registerBuffers   = 0
+	unregisterBuffers = 1
+	registerFiles     = 2
+	unregisterFiles   = 3
+	registerEventfd   = 4
+	filesUpdate       = 6
+	offSQRing         = 0
+	offSQEs           = 0x10000000
 
 	opFsync      = 3
 	opReadFixed  = 4
 	opWriteFixed = 5
+	opCancel     = 14 // IORING_OP_ASYNC_CANCEL
 	opRead       = 22
 	opWrite      = 23
+	opCommand    = 46 // IORING_OP_URING_CMD
 
 	sqeFixedFile  = 1 << 0
 	fsyncDataSync = 1 << 0
+	rwDsync       = 1 << 1
+	commandFixed  = 1 << 0
 
-	sqeBytes = 64
-	cqeBytes = 16
+	cqEventfdDisabled = 1 << 0
+
+	sqeBytes        = 64
+	sqeCommandBytes = 128
+	cqeBytes        = 16
+	cqeCommandBytes = 32
 )
 
 type sqOffsets struct {
@@ -53,24 +70,40 @@ type uringParams struct {
 	CQ                                                                     cqOffsets
 }
 
+// sqe is a submission. In a ring for commands it has 64 bytes more, and a command's
+// own 80 bytes begin where Pad does.
 type sqe struct {
 	Op, Flags uint8
 	IOPrio    uint16
 	Fd        int32
-	Off, Addr uint64
+	Off, Addr uint64 // the low half of Off is a command's number
 	Len       uint32
 	OpFlags   uint32
 	UserData  uint64
 	BufIndex  uint16
 	_         uint16
 	_         uint32
-	_         [2]uint64
+	Pad       [2]uint64
 }
 
+// nvmeCommand is struct nvme_uring_cmd of linux/nvme_ioctl.h.
+type nvmeCommand struct {
+	Opcode, Flags                            uint8
+	_                                        uint16
+	NSID, CDW2, CDW3                         uint32
+	Metadata, Addr                           uint64
+	MetadataLen, DataLen                     uint32
+	CDW10, CDW11, CDW12, CDW13, CDW14, CDW15 uint32
+	TimeoutMS                                uint32
+	_                                        uint32
+}
+
+// cqe is a completion. Extra is there only in a ring for commands.
 type cqe struct {
 	UserData uint64
 	Res      int32
 	Flags    uint32
+	Extra    uint64
 }
 
 type filesUpdateArg struct {
@@ -87,14 +120,23 @@ type queues struct {
 	ringMem, sqeMem         []byte
 	sqHead, sqTail          *uint32
 	cqHead, cqTail          *uint32
+	cqFlags                 *uint32 // nil before Linux 5.8
 	sqMask, cqMask, entries uint32
 	localTail               uint32 // SQEs filled; the kernel sees them at enter
+	sqeStep, cqeStep        uint32 // bytes of an entry
 	fileArg                 int32
 }
 
-// setupQueues makes an io_uring of so many entries and maps it.
+// setupQueues makes an io_uring of so many entries and maps it. Completions have
+// room for twice as many operations, cancellations, and more.
 func setupQueues(entries, flags uint32) (*queues, error) {
-	q := &queues{params: uringParams{Flags: flags, CQEntries: 2 * entries}}
+	q := &queues{params: uringParams{Flags: flags | setupClamp | setupCQSize, CQEntries: 4 * entries}, sqeStep: sqeBytes, cqeStep: cqeBytes}
+	if flags&setupSQE128 != 0 {
+		q.sqeStep = sqeCommandBytes
+	}
+	if flags&setupCQE32 != 0 {
+		q.cqeStep = cqeCommandBytes
+	}
 	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&q.params)), 0)
 	if errno != 0 {
 		return nil, errno
@@ -105,11 +147,11 @@ func setupQueues(entries, flags uint32) (*queues, error) {
 		return nil, unix.ENOSYS // Linux 5.4 and 5.5; nothing older is supported
 	}
 	sq, cq := &q.params.SQ, &q.params.CQ
-	sizeBytes := max(cq.Cqes+q.params.CQEntries*cqeBytes, sq.Array+q.params.SQEntries*4)
+	sizeBytes := max(cq.Cqes+q.params.CQEntries*q.cqeStep, sq.Array+q.params.SQEntries*4)
 	var err error
 	const prot, share = unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_POPULATE
 	if q.ringMem, err = unix.Mmap(q.fd, offSQRing, int(sizeBytes), prot, share); err == nil {
-		q.sqeMem, err = unix.Mmap(q.fd, offSQEs, int(q.params.SQEntries*sqeBytes), prot, share)
+		q.sqeMem, err = unix.Mmap(q.fd, offSQEs, int(q.params.SQEntries*q.sqeStep), prot, share)
 	}
 	if err != nil {
 		q.unmap()
@@ -118,6 +160,9 @@ func setupQueues(entries, flags uint32) (*queues, error) {
 	}
 	q.sqHead, q.sqTail = q.word(sq.Head), q.word(sq.Tail)
 	q.cqHead, q.cqTail = q.word(cq.Head), q.word(cq.Tail)
+	if cq.Flags != 0 {
+		q.cqFlags = q.word(cq.Flags)
+	}
 	q.sqMask, q.cqMask = *q.word(sq.RingMask), *q.word(cq.RingMask)
 	q.entries = *q.word(sq.RingEntries)
 	if flags&setupNoSQArray == 0 {
@@ -170,6 +215,25 @@ func (q *queues) registerFileTable(n int) error {
 	return register(q.fd, registerFiles, fds)
 }
 
+// registerEventfd has fd written to when there are completions.
+func (q *queues) registerEventfd(fd int32) error {
+	return register(q.fd, registerEventfd, []int32{fd})
+}
+
+// canMute reports that mute works.
+func (q *queues) canMute() bool { return q.cqFlags != nil }
+
+// mute stops the writing to the eventfd, or starts it again. The kernel looks at
+// this after it has stored a completion: who looks for completions after
+// unmuting misses none.
+func (q *queues) mute(on bool) {
+	if on {
+		atomic.StoreUint32(q.cqFlags, cqEventfdDisabled)
+	} else {
+		atomic.StoreUint32(q.cqFlags, 0)
+	}
+}
+
 // setFile puts fd into a slot of the table; -1 empties it.
 func (q *queues) setFile(slot, fd int32) error {
 	q.fileArg = fd // on the heap with q: its address goes to the kernel inside the argument
@@ -178,13 +242,30 @@ func (q *queues) setFile(slot, fd int32) error {
 	})
 }
 
+// unregister lets go of the registered files and memory now: left to the kernel,
+// that comes some time after the ring's descriptor is closed.
+func (q *queues) unregister() {
+	for _, op := range []uintptr{unregisterFiles, unregisterBuffers} {
+		_ = register[byte](q.fd, op, nil) // refused when there are none
+	}
+}
+
 // next is a cleared SQE. The caller has checked that there is room: operations
 // in flight never exceed the entries.
 func (q *queues) next() *sqe {
-	s := (*sqe)(unsafe.Pointer(&q.sqeMem[(q.localTail&q.sqMask)*sqeBytes]))
+	s := q.sqe(q.localTail)
 	q.localTail++
 	*s = sqe{}
 	return s
+}
+
+func (q *queues) sqe(i uint32) *sqe {
+	return (*sqe)(unsafe.Pointer(&q.sqeMem[(i&q.sqMask)*q.sqeStep]))
+}
+
+// command is the command area of an SQE in a ring for commands.
+func (s *sqe) command() *nvmeCommand {
+	return (*nvmeCommand)(unsafe.Add(unsafe.Pointer(s), unsafe.Offsetof(s.Pad)))
 }
 
 // unsubmitted is the number of filled SQEs that the kernel has not taken.
@@ -194,13 +275,18 @@ func (q *queues) unsubmitted() uint32 { return q.localTail - atomic.LoadUint32(q
 func (q *queues) withdraw() uint64 {
 	q.localTail--
 	atomic.StoreUint32(q.sqTail, q.localTail)
-	return (*sqe)(unsafe.Pointer(&q.sqeMem[(q.localTail&q.sqMask)*sqeBytes])).UserData
+	return q.sqe(q.localTail).UserData
 }
 
-// enter publishes the filled SQEs and gives them to the kernel without waiting.
-func (q *queues) enter() error {
+// publish lets the kernel see the filled SQEs, and returns how many it has not taken.
+func (q *queues) publish() uint32 {
 	atomic.StoreUint32(q.sqTail, q.localTail)
-	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(q.fd), uintptr(q.unsubmitted()), 0, 0, 0, 0)
+	return q.unsubmitted()
+}
+
+// enter gives n published SQEs to the kernel, and waits for so many completions.
+func (q *queues) enter(n, wait, flags uint32) error {
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(q.fd), uintptr(n), uintptr(wait), uintptr(flags), 0, 0)
 	if errno != 0 {
 		return errno
 	}
@@ -213,7 +299,11 @@ func (q *queues) pop() (cqe, bool) {
 	if head == atomic.LoadUint32(q.cqTail) {
 		return cqe{}, false
 	}
-	c := *(*cqe)(unsafe.Pointer(&q.ringMem[q.params.CQ.Cqes+(head&q.cqMask)*cqeBytes]))
+	at := unsafe.Pointer(&q.ringMem[q.params.CQ.Cqes+(head&q.cqMask)*q.cqeStep])
+	c := cqe{UserData: (*cqe)(at).UserData, Res: (*cqe)(at).Res}
+	if q.cqeStep == cqeCommandBytes {
+		c.Extra = (*cqe)(at).Extra
+	}
 	atomic.StoreUint32(q.cqHead, head+1)
 	return c, true
 }
