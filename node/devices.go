@@ -126,7 +126,13 @@ func mayBeMissing(err error) bool {
 // open opens a device and reads its superblock. The candidate is returned with
 // an error too when there is something to close.
 func (s *deviceSet) open(cfg *Config, path string) (*candidate, error) {
-	ring, err := iopath.NewRing(iopath.RingConfig{Entries: ringEntries, Arena: s.arena, Logger: cfg.Logger})
+	kind, err := nvme.DeviceKind(path)
+	if err != nil {
+		return nil, err
+	}
+	ring, err := iopath.NewRing(iopath.RingConfig{
+		Entries: ringEntries, Arena: s.arena, Commands: kind == nvme.KindPassthrough, Logger: cfg.Logger,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -173,12 +179,12 @@ func (c *candidate) belongs(cfg *Config, dir *dataDir) error {
 
 // formattable refuses a device that Format would refuse later, for its size or what it holds.
 func (c *candidate) formattable(cfg *Config) error {
-	segment := int64(cfg.SegmentBytes)
+	size := c.dev.Info().SizeBytes
+	segment := cfg.SegmentBytes
 	if segment == 0 {
-		segment = nvme.DefaultSegmentBytes
+		segment = nvme.DefaultSegment(size)
 	}
-	least := nvme.HeaderAreaBytes + nvme.MinSegments*segment
-	if size := c.dev.Info().SizeBytes; size < least {
+	if least := nvme.HeaderAreaBytes + nvme.MinSegments*int64(segment); size < least {
 		return cfs.Errorf("device "+c.path, cfs.Invalid, "%d bytes are too small, the least is %d", size, least)
 	}
 	if c.force {

@@ -108,15 +108,15 @@ func (l *Log) cleanLocked(seg int) error {
 	var moving []*batch
 	for len(lines) > 0 && err == nil && !l.stopping && l.broken == nil {
 		lines = slices.DeleteFunc(lines, func(f footerLine) bool { return !s.bits.get(uint32(f.payload)) })
-		n := l.oneCopy(lines)
+		n := l.oneCopy(lines, min(s.stream+1, oldStream))
 		if n == 0 {
 			break
 		}
 		var b *batch
 		if b, err = l.moveLocked(seg, lines[:n]); b != nil {
 			moving = append(moving, b)
+			lines = lines[n:]
 		}
-		lines = lines[n:]
 	}
 	for _, b := range moving {
 		for b.state != batchAnswered {
@@ -146,10 +146,13 @@ func (l *Log) linesLocked(seg int) ([]footerLine, error) {
 	return found.lines, nil
 }
 
-// oneCopy is how many of the lines fit one batch of moved records.
-func (l *Log) oneCopy(lines []footerLine) int {
+// oneCopy is how many of the lines to move to a stream in one batch.
+func (l *Log) oneCopy(lines []footerLine, to uint8) int {
+	if len(lines) == 0 {
+		return 0
+	}
 	room, bytes, headers := entryRoom, 0, 0
-	limit := min(maxCopied, int(l.segBlocks-l.firstData-1-footerBlocks(maxCopied/cfs.BlockSize))*cfs.BlockSize)
+	limit := l.batchLimitLocked(to, maxCopied, lines[0].record().Len)
 	for i := range lines {
 		rec := lines[i].record()
 		room -= entryBytes(rec.Len)
@@ -165,8 +168,29 @@ func (l *Log) oneCopy(lines []footerLine) int {
 	return len(lines)
 }
 
+// batchLimitLocked is how many bytes of payload to put into the stream's next batch, which starts with
+// a record of first bytes: what fits the open segment if that does, lest its rest stay empty.
+func (l *Log) batchLimitLocked(to uint8, most int, first uint32) int {
+	most = min(most, l.roomBytes(l.firstData, 0))
+	if open := l.space.streams[to].open; open != none {
+		s := &l.space.segs[open]
+		if rest := l.roomBytes(s.tail, s.records); rest >= int(first) {
+			return min(most, rest)
+		}
+	}
+	return most
+}
+
+// roomBytes is the payload that fits a segment behind its tail in one batch of as many
+// records as a batch can have.
+func (l *Log) roomBytes(tail, records uint32) int {
+	return max(0, int(l.segBlocks)-int(tail)-1-int(footerBlocks(records+entryRoom/entryFixedBytes))) * cfs.BlockSize
+}
+
 // moveLocked writes one batch of records anew, releasing mu while it reads and
-// writes; they are moved when the batch is answered.
+// writes; they are moved when the batch is answered. It does nothing when one of
+// them was deleted while they were read: no copy may come to the device that a
+// checkpoint under way does not know of.
 func (l *Log) moveLocked(seg int, lines []footerLine) (*batch, error) {
 	s := &l.space.segs[seg]
 	h := s.header(&l.sb, uint32(seg))
@@ -181,10 +205,16 @@ func (l *Log) moveLocked(seg int, lines []footerLine) (*batch, error) {
 		}
 		return nil, err
 	}
-	b := l.startLocked(to, puts)
-	if b == nil {
-		return nil, puts[0].err
+	if err := l.roomLocked(to, batchBlocks(puts), uint32(len(puts))); err != nil {
+		return nil, err
 	}
+	for i := range lines {
+		if !s.bits.get(uint32(lines[i].payload)) {
+			return nil, nil
+		}
+	}
+	b := l.startLocked(to, puts) // which has room, and so does not wait
+	l.moves = append(l.moves, b)
 	l.mu.Unlock()
 	l.encode(b, l.copyMem.WithHeadroom())
 	l.write(b, nil)
@@ -255,6 +285,7 @@ func payloadWhole(k Key, block uint32, p, crcs []byte) bool {
 // deleted meanwhile.
 func (l *Log) movedLocked(p *put, b *batch, payload uint32) {
 	if !l.index.replace(p.rec.Key, p.from, location{uint32(b.seg), b.block, payload}) {
+		l.space.segs[b.seg].dirty = true // a bitmap has to cover it
 		return
 	}
 	blocks := p.rec.Len / cfs.BlockSize

@@ -6,9 +6,11 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/internal/invariants"
+	"github.com/claudefs/claudefs/internal/sim"
 	"github.com/claudefs/claudefs/iopath"
 )
 
@@ -146,4 +148,109 @@ func amplification(t *testing.T, hot bool) float64 {
 	st := l.Stats()
 	put1, copied := st.PutBytes-before.PutBytes, st.CopiedBytes-before.CopiedBytes
 	return float64(put1+copied) / float64(put1)
+}
+
+// nearlyFull fills a simulated device up to where the cleaner would begin.
+func nearlyFull(t *testing.T, r *rig, opt LogOptions) (l *Log, disk *sim.Disk, kept []Key) {
+	t.Helper()
+	dev := simDisk(sim.DiskConfig{SizeBytes: deviceBytes(12), Seed: 3}, KindFile)
+	if err := Format(dev, Superblock{ClusterID: testCluster, SegmentBytes: testSegment}, false); err != nil {
+		t.Fatal(err)
+	}
+	l = r.log(dev, opt)
+	for i := 0; l.Stats().FreeSegments > cleanBelow; i++ {
+		r.mustPut(l, testKey(i), 36<<10)
+		kept = append(kept, testKey(i))
+	}
+	return l, dev.disk, kept
+}
+
+// thin deletes two of three keys and returns the others.
+func thin(l *Log, keys []Key) (kept []Key) {
+	for i, k := range keys {
+		if i%3 == 0 {
+			kept = append(kept, k)
+		} else {
+			l.Delete([]Key{k})
+		}
+	}
+	return kept
+}
+
+// TestCleanerMovesDamage flips a bit of a payload: the cleaner moves the record
+// as it is, with its own checksums, and counts it.
+func TestCleanerMovesDamage(t *testing.T) {
+	r := newRig(t)
+	l, disk, keys := nearlyFull(t, r, LogOptions{})
+	e, _ := l.index.get(keys[0])
+	at := l.segOffset(int(e.seg), e.payload) + 5000
+	b := make([]byte, 1)
+	disk.Peek(b, at)
+	b[0] ^= 1
+	disk.Poke(b, at)
+	kept := thin(l, keys)
+	next := 10_000
+	for l.segmentOf(keys[0]) == e.seg {
+		next++
+		r.mustPut(l, testKey(next), 36<<10)
+	}
+	if n := l.Stats().CRCFailures; n != 1 {
+		t.Errorf("%d CRC failures", n)
+	}
+	data, crcs, err := r.getBytes(l, keys[0], 0, 36<<10)
+	if err != nil || bytes.Equal(data, payload(keys[0], 36<<10)) || !bytes.Equal(crcs, checksums(keys[0], payload(keys[0], 36<<10))) {
+		t.Errorf("the damaged record after its move: %v", err)
+	}
+	for _, k := range kept[1:] {
+		r.mustCheck(l, k, 36<<10)
+	}
+}
+
+// TestCleanerLeavesUnreadable lets a segment's record be unreadable: the segment
+// stays as it is, the others are cleaned, and puts go on.
+func TestCleanerLeavesUnreadable(t *testing.T) {
+	r := newRig(t)
+	l, disk, keys := nearlyFull(t, r, LogOptions{})
+	e, _ := l.index.get(keys[0])
+	disk.FailReads(l.segOffset(int(e.seg), e.payload), 4096)
+	kept := thin(l, keys)
+	for i := range len(keys) / 2 {
+		r.mustPut(l, testKey(10_000+i), 36<<10)
+	}
+	if st := l.Stats(); st.Cleaned == 0 || st.ReadErrors == 0 || st.Failed {
+		t.Errorf("stats %+v", st)
+	}
+	if l.segmentOf(keys[0]) != e.seg {
+		t.Error("the unreadable record was moved")
+	}
+	if err := r.check(l, keys[0], 36<<10); cfs.KindOf(err) != cfs.IO {
+		t.Errorf("the unreadable record: %v", err)
+	}
+	for _, k := range kept[1:] {
+		r.mustCheck(l, k, 36<<10)
+	}
+}
+
+// TestDeletesStayDeleted closes a log after deletes: a start does not find them.
+// Abandoned behind a checkpoint it does not find those before it either.
+func TestDeletesStayDeleted(t *testing.T) {
+	r := newRig(t)
+	for _, closed := range []bool{true, false} {
+		l, disk, keys := nearlyFull(t, r, LogOptions{Checkpoint: time.Millisecond})
+		kept := thin(l, keys)
+		l.SetFeedPosition(17)
+		if closed {
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		waitUntil(l, func() bool { return l.state.feedPosition == 17 })
+		again := r.log(newSimDevice(disk.OnlyFlushed().Image()), LogOptions{})
+		if n := again.Stats().Records; n != len(kept) || again.FeedPosition() != 17 {
+			t.Errorf("closed %v: %d records, want %d; feed position %d", closed, n, len(kept), again.FeedPosition())
+		}
+		for _, k := range kept {
+			r.mustCheck(again, k, 36<<10)
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/iopath"
 )
 
 func TestLogRestart(t *testing.T) {
@@ -60,7 +61,7 @@ func crashImage(t *testing.T, r *rig) (image []byte, keys []Key, sizes []int, en
 // reopen opens an image and returns the keys whose records are there; all must be whole.
 func reopen(t *testing.T, r *rig, image []byte, what string, keys []Key, sizes []int) (found []bool, l *Log, dev Device) {
 	t.Helper()
-	dev = newMemDevice(image)
+	dev = newSimDevice(image)
 	l, err := OpenLog(dev, r.arena, LogOptions{CRCCacheBytes: 1})
 	if err != nil {
 		t.Fatalf("%s: %v", what, err)
@@ -135,7 +136,7 @@ func TestTornStaysTorn(t *testing.T) {
 	}
 	l.Close()
 	for range 2 {
-		found, l, dev = reopen(t, r, dev.(*memDevice).content(), "later", keys, sizes)
+		found, l, dev = reopen(t, r, dev.(*simDevice).content(), "later", keys, sizes)
 		if found[5] {
 			t.Error("the torn record is back")
 		}
@@ -150,7 +151,7 @@ func TestTornStaysTorn(t *testing.T) {
 // them was acknowledged, and what was acknowledged before stays.
 func TestLostWritesBetween(t *testing.T) {
 	r := newRig(t)
-	dev := newMemDevice(make([]byte, deviceBytes(4)))
+	dev := newSimDevice(make([]byte, deviceBytes(4)))
 	if err := Format(dev, Superblock{ClusterID: testCluster, SegmentBytes: testSegment}, false); err != nil {
 		t.Fatal(err)
 	}
@@ -176,7 +177,7 @@ func TestLostWritesBetween(t *testing.T) {
 				copy(image[lo:lo+each], after[lo:])
 			}
 		}
-		fresh := newMemDevice(image)
+		fresh := newSimDevice(image)
 		l := r.log(fresh, LogOptions{})
 		r.mustCheck(l, testKey(0), 8192)
 		for i := range 4 {
@@ -228,10 +229,10 @@ func TestHeaderBitFlips(t *testing.T) {
 func TestDamageWhileOpen(t *testing.T) {
 	r := newRig(t)
 	image, keys, sizes, ends := crashImage(t, r)
-	dev := newMemDevice(image)
+	dev := newSimDevice(image)
 	l := r.log(dev, LogOptions{CRCCacheBytes: 1})
 	off := ends[2] - int64(sizes[2]) - 4096
-	dev.now[off+70] ^= 1
+	dev.disk.FlipBit(off+70, 0)
 	err := r.check(l, keys[2], sizes[2])
 	if cfs.KindOf(err) != cfs.Corrupt || !bytes.Contains([]byte(err.Error()), fmt.Append(nil, off)) {
 		t.Errorf("get under a damaged header: %v", err)
@@ -248,7 +249,7 @@ func TestPayloadBitFlip(t *testing.T) {
 	r := newRig(t)
 	image, keys, sizes, ends := crashImage(t, r)
 	image[ends[1]-5000] ^= 1
-	l := r.log(newMemDevice(image), LogOptions{})
+	l := r.log(newSimDevice(image), LogOptions{})
 	data, crcs, err := r.getBytes(l, keys[1], 0, sizes[1])
 	if err != nil {
 		t.Fatal(err)
@@ -273,7 +274,7 @@ func TestRandomDamage(t *testing.T) {
 				bad[i] = byte(rng.Uint32())
 			}
 		}
-		l, err := OpenLog(newMemDevice(bad), r.arena, LogOptions{})
+		l, err := OpenLog(newSimDevice(bad), r.arena, LogOptions{})
 		if err != nil {
 			continue
 		}
@@ -296,7 +297,7 @@ func TestRandomDamage(t *testing.T) {
 // headers, so that every block is searched, and finds no record that was not put.
 func TestDeviceImageAsData(t *testing.T) {
 	r := newRig(t)
-	dev := newMemDevice(make([]byte, deviceBytes(8)))
+	dev := newSimDevice(make([]byte, deviceBytes(8)))
 	if err := Format(dev, Superblock{ClusterID: testCluster, SegmentBytes: testSegment}, false); err != nil {
 		t.Fatal(err)
 	}
@@ -319,7 +320,7 @@ func TestDeviceImageAsData(t *testing.T) {
 				continue
 			}
 			bad[off+4000] ^= 1
-			l := r.log(newMemDevice(bad), LogOptions{})
+			l := r.log(newSimDevice(bad), LogOptions{})
 			corrupt := 0
 			for _, rec := range l.List(nil, 100) {
 				if c := rec.Key.Stripe.Counter; c >= 8 && (c < 100 || c >= 104) {
@@ -392,18 +393,19 @@ func TestForeignSegments(t *testing.T) {
 func TestKilledLogWasNotFlushed(t *testing.T) {
 	r := newRig(t)
 	image, _, _, _ := crashImage(t, r)
-	dev := newMemDevice(image)
+	dev := newSimDevice(image)
 	l := r.log(dev, LogOptions{})
 	r.mustPut(l, testKey(50), 8192)
 	l.Close()
-	killed := newMemDevice(image)
-	killed.now = dev.content() // written, and nothing of it flushed
-	killed.unflushed = []*memWrite{{data: dev.content(), done: true}}
+	killed := newSimDevice(image)
+	if err := killed.Write([]iopath.WriteOp{{P: dev.content()}}); err != nil { // and nothing of it is flushed
+		t.Fatal(err)
+	}
+	killed = killed.afterKill()
 	l = r.log(killed, LogOptions{})
 	r.mustCheck(l, testKey(50), 8192)
 	l.Close()
-	killed.unflushed = nil
-	killed.now = killed.medium // the power fails too
+	killed = killed.next(killed.disk.OnlyFlushed()) // the power fails too
 	l = r.log(killed, LogOptions{})
 	r.mustCheck(l, testKey(50), 8192)
 }

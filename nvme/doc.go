@@ -6,9 +6,9 @@
 //
 // A [Log] is the store on a device: segments filled by appending records, each
 // under a header that carries its key and the checksum of each of its blocks.
-// Nothing is ever overwritten in place; deleting forgets, and a segment that
-// holds nothing live is used again under a new salt. docs/format/disk.md
-// describes every byte.
+// Nothing is ever overwritten in place; deleting clears a bit, a cleaner moves what
+// lives out of segments that are mostly dead, and a segment that holds nothing live
+// is used again under a new salt. docs/format/disk.md describes every byte.
 //
 // # When a put is durable
 //
@@ -20,13 +20,18 @@
 //
 // # Reading order
 //
-// device.go, superblock.go, format.go (bytes), log.go (the public calls), put.go
-// (the life of a write), segments.go (where the next one goes), recover.go
-// (the start), index.go and crccache.go (memory).
+// device.go, device_host.go (files and block devices), passthrough.go and its
+// neighbours (NVMe), sysfs.go, superblock.go; format.go, bitmap.go, footer.go and
+// state.go (bytes); log.go (the public calls), put.go (the life of a write),
+// segments.go (where the next one goes), clean.go, maintain.go (what is written
+// behind), recover.go and scan.go (the start); index.go, indexgrow.go, groups.go and
+// crccache.go (memory).
 //
 // # Locks
 //
-// Log.mu guards everything in a Log; it is never held during I/O and no other
-// lock is taken under it. Arena memory is taken at OpenLog alone, so that puts
+// Log.mu guards everything in a Log; it is not held during I/O, but for that of OpenLog,
+// and no other lock is taken under it. A log has two goroutines: the maintainer, which
+// alone writes segment headers, bitmaps, footers and the state, and the cleaner, which waits for it
+// as puts do; the maintainer waits for writes alone. Arena memory is taken at OpenLog alone, so that puts
 // which hold buffers can never wait for buffers.
 package nvme

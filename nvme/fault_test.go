@@ -77,7 +77,7 @@ func TestWriteFailureFailsThoseBehind(t *testing.T) {
 	}
 	waitUntil(l, func() bool {
 		flow := l.flow()
-		return len(flow) == 3 && flow[1].state == batchDone && flow[2].state == batchDone
+		return len(flow) == 3 && flow[1].state == batchWritten && flow[2].state == batchWritten
 	})
 	close(gate)
 	for range 3 {
@@ -129,7 +129,7 @@ func TestFlushFailure(t *testing.T) {
 func TestFailedPutIsNotBelieved(t *testing.T) {
 	r := newRig(t)
 	for _, footed := range []bool{true, false} {
-		mem := newMemDevice(make([]byte, deviceBytes(8)))
+		mem := newSimDevice(make([]byte, deviceBytes(8)))
 		if err := Format(mem, Superblock{ClusterID: testCluster, SegmentBytes: testSegment}, false); err != nil {
 			t.Fatal(err)
 		}
@@ -142,9 +142,7 @@ func TestFailedPutIsNotBelieved(t *testing.T) {
 		gate := make(chan struct{})
 		dev.set(func(op iopath.WriteOp) error {
 			if failing.CompareAndSwap(0, op.Off) { // the put's write
-				mem.mu.Lock()
-				copy(mem.now[op.Off:], op.P[:cfs.BlockSize])
-				mem.mu.Unlock()
+				mem.disk.Poke(op.P[:cfs.BlockSize], op.Off)
 				return diskError(mem, "write")
 			}
 			if op.Off == l.segOffset(seg, l.segBlocks-1) && !footed {
@@ -160,7 +158,7 @@ func TestFailedPutIsNotBelieved(t *testing.T) {
 		}
 		r.mustPut(l, testKey(3), 8192)
 		r.mustPut(l, testKey(4), 8192)
-		crashed := newMemDevice(mem.content())
+		crashed := newSimDevice(mem.content())
 		close(gate)
 		l.Close()
 		l = r.log(crashed, LogOptions{})

@@ -17,7 +17,9 @@ const maxGroups = 1 << groupBits
 
 // groupTable interns groups: each has a slot for as long as a record refers to it.
 // It costs 12 bytes a slot, with up to a quarter of slack, and 4 bytes for each place of the
-// hash table, of which an eighth to three quarters are taken.
+// hash table, of which an eighth to three quarters are taken. Slots are used
+// again, and given back when no record is left: so they are as many as there were
+// groups at once.
 type groupTable struct {
 	slots   []groupSlot
 	free    uint32   // the first slot that nobody refers to, plus one; 0 for none

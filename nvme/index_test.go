@@ -182,6 +182,9 @@ func TestIndexMemory(t *testing.T) {
 
 // TestIndexMemoryOfSmallSessions holds what the doc comment of index says of sessions with few records.
 func TestIndexMemoryOfSmallSessions(t *testing.T) {
+	if invariants.Race {
+		t.Skip("a million records take long under the race detector")
+	}
 	const sessions = 50000
 	for _, each := range []int{1, 2, 3, 10} {
 		for _, order := range []string{"in order", "shuffled"} {
@@ -317,7 +320,11 @@ func TestIndexModel(t *testing.T) {
 		runIndexModel(t, *indexSeed)
 		return
 	}
-	for seed := uint64(1); seed <= 36 && !t.Failed(); seed++ {
+	seeds := uint64(36)
+	if invariants.Race {
+		seeds = 6 // one of each shape: nothing here is concurrent
+	}
+	for seed := uint64(1); seed <= seeds && !t.Failed(); seed++ {
 		runIndexModel(t, seed)
 	}
 }

@@ -118,9 +118,11 @@ type Log struct {
 	unflushed []*batch // written, waiting for a flush
 	writing   int      // batches that are being written
 	flushing  bool
+	moves     []*batch // of the cleaner, not answered
 
 	small        []*put        // small records that wait for a writer
-	smallWriters int           // writers of small records at work
+	smallWriters int           // batches of small records that are not answered
+	gathered     int           // records of the last one
 	staging      []*iopath.Buf // idle memory for batches of small records
 
 	state      deviceState // as it is on the device
@@ -221,6 +223,14 @@ func (l *Log) releaseMemory() {
 		}
 	}
 	l.staging, l.maintainMem, l.maintainFooter, l.copyMem, l.copyHeaderMem = nil, nil, nil, nil, nil
+}
+
+// Health is how the device is doing, if it says: Unsupported if not.
+func (l *Log) Health() (Health, error) {
+	if r, ok := l.dev.(HealthReader); ok {
+		return r.Health()
+	}
+	return Health{}, cfs.Errorf("health of "+l.info.Path, cfs.Unsupported, "a %s does not say", l.info.Kind)
 }
 
 // Superblock says whose device the log is on.

@@ -308,7 +308,7 @@ func TestLogGroupCommit(t *testing.T) {
 	for i := range n {
 		put(2 + i)
 	}
-	waitUntil(l, func() bool { return l.active == n+1 && len(l.small) == 0 && l.smallWriters == 0 })
+	waitUntil(l, func() bool { return l.active == n+1 && len(l.small) == n })
 	close(gate)
 	wg.Wait()
 	st := l.Stats()
@@ -380,7 +380,7 @@ func TestLogAckOrder(t *testing.T) {
 	go put(1)
 	<-entered
 	go put(2)
-	waitUntil(l, func() bool { return len(l.flow()) == 2 && l.flow()[1].state == batchDone })
+	waitUntil(l, func() bool { return len(l.flow()) == 2 && l.flow()[1].state == batchWritten })
 	if _, ok := l.Has(testKey(2)); ok || len(done) != 0 {
 		t.Error("a record was acknowledged before the one in front of it")
 	}

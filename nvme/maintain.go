@@ -130,11 +130,17 @@ func (l *Log) writeFooter(h *segmentHeader, at fill, lines []footerLine) error {
 // checkpointLocked writes the bitmaps that have changed and then the feed
 // position that they stand for, releasing mu while it writes. Deletes that come
 // meanwhile may be in it: they are only durable early. A record that the cleaner
-// moves meanwhile lies behind what the bitmap of its new segment covers, and so lives.
+// moves meanwhile lies behind what the bitmap of its new segment covers, and so
+// lives; those that it is moving now may have been deleted, so they are waited for.
 func (l *Log) checkpointLocked() error {
 	sp := &l.space
 	feed := l.feed
 	l.stats.Checkpoints++
+	for _, b := range slices.Clone(l.moves) {
+		for b.state != batchAnswered {
+			l.changed.Wait()
+		}
+	}
 	blocks := bitmapBlocks(l.segBlocks)
 	slotBytes := int(blocks) * cfs.BlockSize
 	var ops []iopath.WriteOp

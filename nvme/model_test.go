@@ -2,17 +2,20 @@ package nvme
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"math/rand/v2"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/sim"
 )
 
 var (
 	crashSeed  = flag.Uint64("crash.seed", 0, "replay this seed of TestCrashes alone")
-	crashSeeds = flag.Int("crash.seeds", 200, "number of seeds of TestCrashes")
+	crashSeeds = flag.Int("crash.seeds", 300, "number of seeds of TestCrashes")
 )
 
 // model is what the log must hold.
@@ -20,8 +23,16 @@ type model struct {
 	mu      sync.Mutex
 	acked   map[Key][]byte // must be there
 	unsure  map[Key][]byte // put without an answer: there with these bytes, or absent
-	deleted map[Key][]byte // absent, or forgotten to be deleted
+	deleted map[Key]deletion
 	next    uint64
+	feed    uint64 // position of the last delete
+}
+
+// deletion is a delete that a crash may make the log forget, unless the log has
+// stored a feed position that includes it.
+type deletion struct {
+	payload  []byte
+	position uint64
 }
 
 const modelSegments = 12
@@ -42,15 +53,35 @@ func TestCrashes(t *testing.T) {
 
 func runCrashes(t *testing.T, r *rig, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 1))
-	dev := newMemDevice(make([]byte, HeaderAreaBytes+modelSegments*MinSegmentBytes))
+	cfg := sim.DiskConfig{
+		SizeBytes:    HeaderAreaBytes + modelSegments*MinSegmentBytes,
+		SectorBytes:  []int{512, 4096}[rng.IntN(2)],
+		Seed:         rng.Uint64(),
+		WriteThrough: rng.IntN(8) == 0,
+		Yields:       simYields,
+	}
+	dev := simDisk(cfg, Kind(rng.IntN(2)))
 	if err := Format(dev, Superblock{ClusterID: testCluster, SegmentBytes: MinSegmentBytes}, false); err != nil {
 		t.Fatal(err)
 	}
-	m := &model{acked: map[Key][]byte{}, unsure: map[Key][]byte{}, deleted: map[Key][]byte{}}
+	m := &model{acked: map[Key][]byte{}, unsure: map[Key][]byte{}, deleted: map[Key]deletion{}}
 	for life := range 6 {
-		l, err := OpenLog(dev, r.arena, LogOptions{CRCCacheBytes: rng.IntN(2) * 64 << 10})
+		if rng.IntN(4) == 0 { // the power fails during the start
+			dev.disk.StopAfter(rng.IntN(8))
+		}
+		opt := LogOptions{CRCCacheBytes: rng.IntN(2) * 64 << 10, Checkpoint: []time.Duration{0, time.Millisecond}[rng.IntN(2)]}
+		l, err := OpenLog(dev, r.arena, opt)
+		if errors.Is(err, sim.ErrStopped) {
+			dev = dev.afterPowerCut()
+			continue
+		}
 		if err != nil {
 			t.Fatalf("seed %d, life %d: %v", seed, life, err)
+		}
+		if dev.disk.StopAfter(-1); dev.disk.Stopped() {
+			l.Close()
+			dev = dev.afterPowerCut()
+			continue
 		}
 		if !m.verify(r, l, func(format string, args ...any) {
 			t.Errorf("seed %d, life %d: "+format, append([]any{seed, life}, args...)...)
@@ -58,26 +89,31 @@ func runCrashes(t *testing.T, r *rig, seed uint64) {
 			l.Close()
 			return
 		}
-		dev.mu.Lock()
-		dev.left = rng.IntN(120)
-		dev.mu.Unlock()
+		dev.disk.StopAfter(rng.IntN(120))
 		var wg sync.WaitGroup
 		for range 1 + rng.IntN(6) {
 			wrng := rand.New(rand.NewPCG(rng.Uint64(), 2))
 			wg.Go(func() { m.work(t, r, l, dev, wrng) })
 		}
 		wg.Wait()
-		l.Close()
 		if rng.IntN(4) == 0 {
-			dev = newMemDevice(dev.content())
+			dev.disk.StopAfter(-1) // unless it has failed already
+		}
+		if err := l.Close(); err == nil && !l.Stats().Failed && !dev.disk.Stopped() {
+			if stored := l.FeedPosition(); stored != m.feed {
+				t.Errorf("seed %d, life %d: closed with feed position %d of %d", seed, life, stored, m.feed)
+			}
+		}
+		if rng.IntN(4) == 0 {
+			dev = dev.afterKill()
 		} else {
-			dev = newMemDevice(dev.afterCut(rng))
+			dev = dev.afterPowerCut()
 		}
 	}
 }
 
 // work does random operations until the power is cut.
-func (m *model) work(t *testing.T, r *rig, l *Log, dev *memDevice, rng *rand.Rand) {
+func (m *model) work(t *testing.T, r *rig, l *Log, dev *simDevice, rng *rand.Rand) {
 	for range 60 {
 		switch n := rng.IntN(10); {
 		case n < 6:
@@ -121,6 +157,9 @@ func (m *model) work(t *testing.T, r *rig, l *Log, dev *memDevice, rng *rand.Ran
 			if cfs.KindOf(err) == cfs.NotFound {
 				continue // deleted meanwhile; verify finds out if not
 			}
+			if errors.Is(err, sim.ErrStopped) {
+				return
+			}
 			if err != nil || !bytes.Equal(data, want) || !bytes.Equal(crcs, checksums(k, want)) {
 				t.Errorf("get %s: wrong bytes, or %v", k, err)
 			}
@@ -129,17 +168,15 @@ func (m *model) work(t *testing.T, r *rig, l *Log, dev *memDevice, rng *rand.Ran
 }
 
 // modelPayload is random bytes, or a copy of what the device holds.
-func modelPayload(k Key, dev *memDevice, rng *rand.Rand) []byte {
+func modelPayload(k Key, dev *simDevice, rng *rand.Rand) []byte {
 	blocks := 1 + rng.IntN(4)
 	if rng.IntN(4) == 0 {
 		blocks = 9 + rng.IntN(4) // above maxSmall
 	}
 	p := payload(k, blocks*cfs.BlockSize)
 	if rng.IntN(2) == 0 {
-		from := rng.IntN(len(dev.now)/cfs.BlockSize-blocks) * cfs.BlockSize
-		dev.mu.Lock()
-		copy(p, dev.now[from:])
-		dev.mu.Unlock()
+		from := rng.IntN(int(dev.disk.SizeBytes())/cfs.BlockSize-blocks) * cfs.BlockSize
+		dev.disk.Peek(p, int64(from))
 		if rng.IntN(2) == 0 { // two records never have equal bytes otherwise
 			copy(p, payload(k, 16))
 		}
@@ -155,9 +192,11 @@ func (m *model) deleteSome(l *Log, rng *rand.Rand, n int) {
 			return
 		}
 		if rng.IntN(3) > 0 {
+			m.feed++
 			delete(m.acked, k)
-			m.deleted[k] = p
+			m.deleted[k] = deletion{p, m.feed}
 			l.Delete([]Key{k})
+			l.SetFeedPosition(m.feed)
 		}
 	}
 }
@@ -172,8 +211,12 @@ func (m *model) verify(r *rig, l *Log, fail func(string, ...any)) bool {
 		if want == nil {
 			want, kind = m.unsure[rec.Key], "unanswered"
 		}
-		if want == nil {
-			want, kind = m.deleted[rec.Key], "deleted"
+		if d, was := m.deleted[rec.Key]; was && want == nil {
+			want, kind = d.payload, "deleted"
+			if d.position <= l.FeedPosition() {
+				fail("%s is back, though the feed position %d, behind its delete at %d, is stored", rec.Key, l.FeedPosition(), d.position)
+				ok = false
+			}
 		}
 		if want == nil {
 			fail("%s was never put", rec.Key)

@@ -3,6 +3,7 @@ package nvme
 import (
 	"bytes"
 	"context"
+	"runtime"
 	"slices"
 
 	"github.com/claudefs/claudefs/cfs"
@@ -16,9 +17,15 @@ const (
 	maxSmall = 32 << 10
 	// maxStaged bounds the payloads of one shared write, in bytes.
 	maxStaged = 256 << 10
-	// maxSmallWriters bounds the shared writes under way. While all are busy, small
-	// records gather for the next.
-	maxSmallWriters = 2
+	// maxSmallWriters bounds the shared writes that are not answered. Meanwhile small
+	// records gather for the next: one after the other, each with a flush, makes more of
+	// both than one beside the other's flush.
+	maxSmallWriters = 1
+	// maxGather bounds how often a shared write lets other goroutines run that may bring
+	// records for it.
+	maxGather = 32
+	// maxUnflushed is how many batches wait for a flush at most while others are being written.
+	maxUnflushed = 32
 )
 
 // put is a record on its way in, or from one segment to another.
@@ -49,6 +56,7 @@ type batch struct {
 	blocks uint32
 	header batchHeader
 	state  batchState
+	shared bool // holds one of the smallWriters
 	err    error
 	op     [1]iopath.WriteOp
 }
@@ -173,6 +181,7 @@ func (l *Log) writeShared(p *put) {
 // writeSmallLocked writes one batch of queued small records, releasing mu meanwhile.
 // The caller holds one of the smallWriters, which it passes on or gives up.
 func (l *Log) writeSmallLocked() {
+	l.gatherLocked()
 	puts := l.nextSmallLocked()
 	if len(puts) == 0 {
 		l.smallWriters--
@@ -184,6 +193,7 @@ func (l *Log) writeSmallLocked() {
 		l.passSmallLocked()
 		return
 	}
+	b.shared = true
 	mem := puts[0].buf
 	var staging *iopath.Buf
 	if len(puts) > 1 {
@@ -203,6 +213,17 @@ func (l *Log) writeSmallLocked() {
 	l.mu.Lock()
 }
 
+// gatherLocked lets goroutines run that are about to put, as long as some do or the last
+// batch was larger: a flush answers many puts at once, and the next ones come as a swarm.
+func (l *Log) gatherLocked() {
+	for i, n := 0, 0; i < maxGather && (n < len(l.small) || n < l.gathered); i++ {
+		n = len(l.small)
+		l.mu.Unlock()
+		runtime.Gosched()
+		l.mu.Lock()
+	}
+}
+
 // passSmallLocked lets another goroutine write what is queued, or gives the writer up.
 func (l *Log) passSmallLocked() {
 	if len(l.small) == 0 {
@@ -220,7 +241,10 @@ func (l *Log) passSmallLocked() {
 // nextSmallLocked takes the queued records that fit one batch.
 func (l *Log) nextSmallLocked() []*put {
 	room, bytes, n := entryRoom, 0, 0
-	limit := min(maxStaged, int(l.segBlocks-l.firstData-1-footerBlocks(maxStaged/cfs.BlockSize))*cfs.BlockSize)
+	if len(l.small) == 0 {
+		return nil
+	}
+	limit := l.batchLimitLocked(putStream, maxStaged, l.small[0].rec.Len)
 	for _, p := range l.small {
 		room -= entryBytes(p.rec.Len)
 		bytes += int(p.rec.Len)
@@ -229,17 +253,24 @@ func (l *Log) nextSmallLocked() []*put {
 		}
 		n++
 	}
+	l.gathered = n
 	puts := slices.Clone(l.small[:n])
 	l.small = slices.Delete(l.small, 0, n)
 	return puts
 }
 
-// startLocked gives a batch its place; nil when there is none, and its puts have failed then.
-func (l *Log) startLocked(to uint8, puts []*put) *batch {
+// batchBlocks is the length of a batch.
+func batchBlocks(puts []*put) uint32 {
 	blocks := uint32(1)
 	for _, p := range puts {
 		blocks += p.rec.Len / cfs.BlockSize
 	}
+	return blocks
+}
+
+// startLocked gives a batch its place; nil when there is none, and its puts have failed then.
+func (l *Log) startLocked(to uint8, puts []*put) *batch {
+	blocks := batchBlocks(puts)
 	seg, block, err := l.reserveLocked(to, blocks, uint32(len(puts)))
 	if err != nil {
 		for _, p := range puts {
@@ -284,9 +315,6 @@ func (l *Log) write(b *batch, staging *iopath.Buf) {
 	if staging != nil {
 		l.staging = append(l.staging, staging)
 	}
-	if p := b.puts[0]; p.done != nil && p.rec.Len <= maxSmall {
-		l.passSmallLocked() // before the flush: the next write need not wait for it
-	}
 	l.stats.Writes++
 	l.stats.WrittenBytes += uint64(b.blocks) * cfs.BlockSize
 	switch {
@@ -314,22 +342,29 @@ func (p *put) releaseBuf() {
 // flushLocked flushes once on behalf of all batches that are written, unless
 // another goroutine is flushing: that one will see to these. mu is released meanwhile.
 func (l *Log) flushLocked() {
-	if l.flushing || len(l.unflushed) == 0 {
+	if l.flushing || !l.flushDueLocked() {
 		return
 	}
 	l.flushing = true
 	l.flushRoundLocked()
-	if len(l.unflushed) > 0 {
+	if l.flushDueLocked() {
 		go l.flushLoop() // this goroutine's own record is settled: let it go
 		return
 	}
 	l.endFlushLocked()
 }
 
+// flushDueLocked reports whether to flush now: when every write has ended, because
+// those under way are best covered too, or when much is waiting.
+func (l *Log) flushDueLocked() bool {
+	n := len(l.unflushed)
+	return n > 0 && (l.writing == 0 || n >= maxUnflushed)
+}
+
 func (l *Log) flushLoop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.unflushed) > 0 {
+	for l.flushDueLocked() {
 		l.flushRoundLocked()
 	}
 	l.endFlushLocked()
@@ -396,8 +431,12 @@ func (l *Log) settleLocked(seg int) {
 			payload += p.rec.Len / cfs.BlockSize
 			l.finishLocked(p, b.err)
 		}
+		if b.shared {
+			l.passSmallLocked()
+		}
 		b.state = batchAnswered
 		s.writers--
+		l.moves = slices.DeleteFunc(l.moves, func(o *batch) bool { return o == b })
 	}
 	s.flow = slices.Delete(s.flow, 0, n)
 	if n > 0 && s.writers == 0 {

@@ -126,24 +126,34 @@ func newSpace(segments int) space {
 }
 
 // reserveLocked takes so many contiguous blocks for so many records of the
-// stream's open segment, opening the next one when they do not fit. It may wait for
-// that, releasing mu. The error is NoSpace or, when the device is given up, IO.
+// stream's open segment; see roomLocked.
 func (l *Log) reserveLocked(to uint8, blocks, records uint32) (seg int, block uint32, err error) {
+	if err := l.roomLocked(to, blocks, records); err != nil {
+		return none, 0, err
+	}
+	seg = l.space.streams[to].open
+	s := &l.space.segs[seg]
+	block = s.tail
+	s.tail += blocks
+	s.payload += blocks - 1
+	s.records += records
+	s.writers++
+	return seg, block, nil
+}
+
+// roomLocked sees to it that so many blocks for so many records fit the stream's
+// open segment, opening the next one when they do not. It may wait for that,
+// releasing mu. The error is NoSpace or, when the device is given up, IO.
+func (l *Log) roomLocked(to uint8, blocks, records uint32) error {
 	sp := &l.space
 	st := &sp.streams[to]
 	for {
 		if l.broken != nil {
-			return none, 0, l.broken
+			return l.broken
 		}
 		if st.open != none {
-			s := &sp.segs[st.open]
-			if s.tail+blocks+footerBlocks(s.records+records) <= l.segBlocks {
-				block = s.tail
-				s.tail += blocks
-				s.payload += blocks - 1
-				s.records += records
-				s.writers++
-				return st.open, block, nil
+			if s := &sp.segs[st.open]; s.tail+blocks+footerBlocks(s.records+records) <= l.segBlocks {
+				return nil
 			}
 		}
 		switch {
@@ -164,7 +174,7 @@ func (l *Log) reserveLocked(to uint8, blocks, records uint32) (seg int, block ui
 		case st.open != none && l.deadPartLocked(st.open) >= leastWin:
 			l.sealLocked(st.open) // the cleaner, or nothing, stands between it and a new life
 		default:
-			return none, 0, cfs.Errorf("device "+l.info.Path, cfs.NoSpace, "%d segments hold live records, the rest is the cleaner's reserve", len(sp.segs)-len(sp.free))
+			return cfs.Errorf("device "+l.info.Path, cfs.NoSpace, "%d segments hold live records, the rest is the cleaner's reserve", len(sp.segs)-len(sp.free))
 		}
 	}
 }

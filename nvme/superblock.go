@@ -14,8 +14,12 @@ import (
 const (
 	// HeaderAreaBytes is the room in front of the segments: superblock copies in its first and last block.
 	HeaderAreaBytes = 1 << 20
-	// DefaultSegmentBytes is the size of a segment when the superblock does not say.
+	// DefaultSegmentBytes is the size of a segment when the superblock does not say; see DefaultSegment.
 	DefaultSegmentBytes = 64 << 20
+	// leastDefaultSegment holds a record of the largest size, and the rest that none fits.
+	leastDefaultSegment = 2 << 20
+	// enoughSegments is so many that the reserve is a small part of them.
+	enoughSegments = 64
 	// MinSegmentBytes and MaxSegmentBytes bound a segment; the index counts blocks in 16 bits.
 	MinSegmentBytes = 128 << 10
 	MaxSegmentBytes = 256 << 20
@@ -25,7 +29,8 @@ const (
 	maxClusterID = 63
 
 	superMagic   = "CFSSUPER"
-	superVersion = 1
+	superVersion = 2
+	identityAt   = 128               // where a superblock has the identity
 	crcAt        = cfs.BlockSize - 4 // where each header block has its CRC
 )
 
@@ -37,9 +42,20 @@ type Superblock struct {
 	ClusterID    string       // 1 to 63 bytes
 	Device       cfs.DeviceID // within the cluster
 	UUID         cfs.UUID     // of this formatting; Format makes one when it is zero
-	SegmentBytes uint32       // 0 for DefaultSegmentBytes
+	SegmentBytes uint32       // 0 for DefaultSegment of the device's size
 	SizeBytes    int64        // of the device when it was formatted; Format sets it
 	Generation   uint64       // rises with each formatting; Format sets it
+	Identity     Identity     // of the NVMe namespace that was formatted, zero for other devices; Format sets it
+}
+
+// DefaultSegment is the size of segments on a device of so many bytes unless its formatter says
+// otherwise: 64 MiB, and less where there would be fewer than 64 of them, down to 2 MiB.
+func DefaultSegment(sizeBytes int64) uint32 {
+	segment := uint32(DefaultSegmentBytes)
+	for segment > leastDefaultSegment && (sizeBytes-HeaderAreaBytes)/int64(segment) < enoughSegments {
+		segment /= 2
+	}
+	return segment
 }
 
 // superOffsets are the places of the two copies.
@@ -75,6 +91,7 @@ func encodeSuper(blk []byte, sb *Superblock, off int64) {
 	le.PutUint32(blk[48:], uint32(sb.Device))
 	blk[52] = byte(len(sb.ClusterID))
 	copy(blk[56:56+maxClusterID], sb.ClusterID)
+	copy(blk[identityAt:], sb.Identity[:])
 	sealBlock(blk, off)
 }
 
@@ -102,6 +119,7 @@ func decodeSuper(blk []byte, off int64) (Superblock, error) {
 		SegmentBytes: le.Uint32(blk[12:]),
 		Generation:   le.Uint64(blk[16:]),
 		SizeBytes:    int64(le.Uint64(blk[24:])),
+		Identity:     Identity(blk[identityAt:]),
 	}
 	if err := sb.check(); err != nil {
 		return Superblock{}, cfs.Errorf("", cfs.Corrupt, "superblock at %d: %w", off, err)
@@ -137,13 +155,13 @@ func Format(dev Device, sb Superblock, force bool) error {
 	path := dev.Info().Path
 	op := "format " + path
 	if sb.SegmentBytes == 0 {
-		sb.SegmentBytes = DefaultSegmentBytes
+		sb.SegmentBytes = DefaultSegment(dev.Info().SizeBytes)
 	}
-	sb.SizeBytes = dev.Info().SizeBytes
+	sb.SizeBytes, sb.Identity = dev.Info().SizeBytes, dev.Info().Identity
 	if err := sb.check(); err != nil {
 		return cfs.E(op, cfs.Invalid, err)
 	}
-	old, oldErr := ReadSuperblock(dev)
+	old, oldErr := readSuper(dev, op)
 	if kind := cfs.KindOf(oldErr); kind == cfs.IO {
 		return oldErr
 	}
@@ -211,10 +229,25 @@ func CheckBlank(dev Device) error {
 
 // ReadSuperblock reads the newest whole copy. NotFound when the device is not
 // formatted, Corrupt (naming path and offset) when copies are there and none is
-// whole, IO when it cannot be read.
+// whole, Invalid when they name another NVMe namespace than this, IO when it
+// cannot be read.
 func ReadSuperblock(dev Device) (Superblock, error) {
-	path := dev.Info().Path
-	op := "read superblock of " + path
+	op := "read superblock of " + dev.Info().Path
+	sb, err := readSuper(dev, op)
+	if err != nil {
+		return Superblock{}, err
+	}
+	// Nothing is known of what was formatted without an identity.
+	if here := dev.Info().Identity; sb.Identity != (Identity{}) && sb.Identity != here {
+		return Superblock{}, cfs.Errorf(op, cfs.Invalid,
+			"device %s of cluster %q was formatted as NVMe namespace %s, and the identity of this one is %s: it is a copy, or another device at this path",
+			sb.Device, sb.ClusterID, sb.Identity, here)
+	}
+	return sb, nil
+}
+
+// readSuper is ReadSuperblock for whichever device it is.
+func readSuper(dev Device, op string) (Superblock, error) {
 	if dev.Info().SizeBytes < HeaderAreaBytes {
 		return Superblock{}, cfs.Errorf(op, cfs.NotFound, "a device of %d bytes has none", dev.Info().SizeBytes)
 	}

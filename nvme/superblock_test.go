@@ -1,6 +1,7 @@
 package nvme
 
 import (
+	"encoding/binary"
 	"os"
 	"strings"
 	"testing"
@@ -66,7 +67,7 @@ func TestFormatBounds(t *testing.T) {
 		sb  Superblock
 	}{
 		"too small":         {small, Superblock{ClusterID: "a", SegmentBytes: testSegment}},
-		"default segments":  {big, Superblock{ClusterID: "a"}}, // ten of 64 MiB do not fit
+		"default segments":  {big, Superblock{ClusterID: "a"}}, // ten of 2 MiB do not fit
 		"no cluster id":     {big, Superblock{SegmentBytes: testSegment}},
 		"long cluster id":   {big, Superblock{ClusterID: strings.Repeat("a", 64), SegmentBytes: testSegment}},
 		"tiny segments":     {big, Superblock{ClusterID: "a", SegmentBytes: 4096}},
@@ -76,6 +77,85 @@ func TestFormatBounds(t *testing.T) {
 		if err := Format(c.dev, c.sb, true); cfs.KindOf(err) != cfs.Invalid || !strings.Contains(err.Error(), c.dev.Info().Path) {
 			t.Errorf("%s: %v", what, err)
 		}
+	}
+}
+
+// named is a Device that is an NVMe namespace of some name.
+type named struct {
+	Device
+	identity Identity
+}
+
+func (n named) Info() Info {
+	i := n.Device.Info()
+	i.Identity = n.identity
+	return i
+}
+
+// TestSuperblockIdentity checks that a device knows the namespace that it was
+// formatted as, and is refused when it is another.
+func TestSuperblockIdentity(t *testing.T) {
+	r := newRig(t)
+	a := Identity{0x52, 0x54, 0, 0, 0, 0, 0, 1}
+	b := Identity{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16}
+	file := r.open(r.file(suiteBytes))
+	sb := Superblock{ClusterID: testCluster, Device: cfs.MakeDeviceID(2, 1), SegmentBytes: testSegment}
+	if err := Format(named{file, a}, sb, false); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ReadSuperblock(named{file, a}); err != nil || got.Identity != a {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, other := range []Identity{b, {}} {
+		dev := named{file, other}
+		_, err := ReadSuperblock(dev)
+		for _, text := range []string{a.String(), other.String(), dev.Info().Path, testCluster} {
+			if cfs.KindOf(err) != cfs.Invalid || !strings.Contains(err.Error(), text) {
+				t.Errorf("as %s: no %q in %v", other, text, err)
+			}
+		}
+		if _, err := OpenLog(dev, r.arena, LogOptions{}); cfs.KindOf(err) != cfs.Invalid {
+			t.Errorf("a log as %s: %v", other, err)
+		}
+		if err := Format(dev, sb, false); cfs.KindOf(err) != cfs.Exists {
+			t.Errorf("format as %s: %v", other, err)
+		}
+	}
+	// By force it becomes the other, and rises above what is there.
+	if err := Format(named{file, b}, sb, true); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ReadSuperblock(named{file, b}); err != nil || got.Identity != b || got.Generation != 2 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	// One that was formatted without a name may have got one since.
+	if err := Format(file, sb, true); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ReadSuperblock(named{file, a}); err != nil || got.Identity != (Identity{}) {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// TestSuperblockBytes holds the places that docs/format/disk.md names.
+func TestSuperblockBytes(t *testing.T) {
+	blk := make([]byte, cfs.BlockSize)
+	sb := Superblock{
+		ClusterID: "alpha", Device: cfs.MakeDeviceID(3, 1), SegmentBytes: testSegment, SizeBytes: suiteBytes, Generation: 9,
+		UUID: cfs.UUID{1, 2, 3}, Identity: Identity{4, 5, 6},
+	}
+	encodeSuper(blk, &sb, 0)
+	le := binary.LittleEndian
+	if string(blk[:8]) != "CFSSUPER" || le.Uint16(blk[8:]) != 2 || le.Uint32(blk[12:]) != testSegment || le.Uint64(blk[16:]) != 9 ||
+		le.Uint64(blk[24:]) != suiteBytes || blk[32] != 1 || le.Uint32(blk[48:]) != uint32(sb.Device) || blk[52] != 5 ||
+		string(blk[56:61]) != "alpha" || blk[128] != 4 || blk[130] != 6 || blk[131] != 0 {
+		t.Errorf("%x", blk[:160])
+	}
+	if got, err := decodeSuper(blk, 0); err != nil || got != sb {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := decodeSuper(blk, 4096); cfs.KindOf(err) != cfs.Corrupt {
+		t.Errorf("at another place: %v", err)
 	}
 }
 

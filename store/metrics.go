@@ -63,7 +63,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		m.ops[k] = opMetrics{requests.WithLabelValues(k.String()), bytes.WithLabelValues(k.String()), latency.WithLabelValues(k.String())}
 	}
 	if reg != nil {
-		reg.MustRegister(requests, bytes, latency, m.errors, m.deleted, newDeviceCollector(m))
+		reg.MustRegister(requests, bytes, latency, m.errors, m.deleted, newDeviceCollector(m), newHealthCollector(m))
 	}
 	return m
 }
