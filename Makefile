@@ -22,6 +22,10 @@ ALL_PKGS    = $(eval ALL_PKGS := $(shell $(GO) list ./...))$(ALL_PKGS)
 packages    = $(shell printf '%s\n' $(ALL_PKGS) | grep $(1) '^[^/]+/[^/]+/[^/]+/($(2))(/|$$)')
 RACE_PKGS   = $(call packages,-E,$(RACE_DIRS))
 WHOLE_PKGS  = $(call packages,-E,$(WHOLE_DIRS))
+# The reference I/O engine links with this only.
+REFERENCE  := -tags iouringgo -ldflags=-checklinkname=0
+# How many crashes of a device's log `make soak` survives.
+SEEDS      ?= 10000
 PLAIN_PKGS  = $(call packages,-vE,$(RACE_DIRS)|$(WHOLE_DIRS))
 
 # Tests do not vet, as `make lint` does. -count=1 because whole-cluster tests exec
@@ -30,7 +34,7 @@ TEST := $(GO) test -vet=off -count=1
 
 .PHONY: help
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  DEMO=short    a shorter demo                FUZZTIME=600  seconds of fuzzing in all"
 	@echo "  BENCH=regexp  which benchmarks              PKG=./ec      benchmarks of which packages"
@@ -54,6 +58,10 @@ test: deps build ## everything: tidy rules, unit and whole-cluster tests, race d
 	@$(MAKE) race
 	@echo "== tests that count allocations, which the race detector would add to"
 	$(if $(RACE_PKGS),CGO_ENABLED=0 $(TEST) -timeout 2m -run '(?i)alloc' $(RACE_PKGS))
+	@echo "== the reference I/O engine, under the same suite"
+	CGO_ENABLED=0 $(TEST) -timeout 2m $(REFERENCE) -run 'IouringGo' ./iopath
+	@echo "== NVMe devices, in a virtual machine"
+	@hack/vm-test.sh short
 	@echo "== whole clusters"
 	$(if $(WHOLE_PKGS),CGO_ENABLED=0 $(TEST) -timeout 8m -p 1 $(WHOLE_PKGS))
 	@$(MAKE) fuzz
@@ -62,6 +70,28 @@ test: deps build ## everything: tidy rules, unit and whole-cluster tests, race d
 race: deps ## test the concurrent packages under the race detector
 	@echo "== tests under the race detector"
 	$(if $(RACE_PKGS),CGO_ENABLED=1 $(TEST) -race -timeout 6m $(RACE_PKGS))
+
+.PHONY: soak
+soak: deps ## long runs: SEEDS crashes of a device's log, ten minutes of fuzzing
+	@echo "== crashes"
+	cd nvme && CGO_ENABLED=0 $(TEST) -timeout 60m -run '^TestCrashes$$' -args -crash.seeds $(SEEDS)
+	@$(MAKE) fuzz FUZZTIME=600
+
+.PHONY: deps-vm
+deps-vm: ## install what make vmtest needs: an emulator, and a kernel that is only unpacked
+	@hack/vm-deps.sh
+
+.PHONY: vmtest
+vmtest: ## test on NVMe devices in a virtual machine (make deps-vm installs it)
+	@hack/vm-test.sh
+
+.PHONY: gate
+gate: deps build ## measure against the targets in perf/targets/ci, fail on a miss
+	bin/cfs-perf gate --profile ci
+
+.PHONY: reference
+reference: ## build bin/cfs-perf with the reference I/O engine in it, for bench io
+	CGO_ENABLED=0 $(GO) build $(REFERENCE) -o bin/ ./cmd/cfs-perf
 
 .PHONY: lint
 lint: ## go vet and staticcheck

@@ -15,8 +15,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/wire/wirepb"
 )
@@ -176,29 +174,13 @@ func TestFailedStartLeavesNothing(t *testing.T) {
 	}
 }
 
-func TestPrewriteAllocates(t *testing.T) {
+func TestDeviceFileIsNew(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "dev")
 	if err := makeDevice(path, 64<<20); err != nil {
 		t.Fatal(err)
 	}
 	if err := makeDevice(path, 64<<20); cfs.KindOf(err) != cfs.Exists {
 		t.Errorf("a second device file at the same path: %v", err)
-	}
-	const n = 9 << 20
-	if err := Prewrite(context.Background(), path, n); err != nil {
-		t.Fatal(err)
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		t.Fatal(err)
-	}
-	if st.Size != 64<<20 || st.Blocks*512 < n || st.Blocks*512 > 2*n {
-		t.Errorf("size %d, %d allocated after prewriting %d", st.Size, st.Blocks*512, n)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	if err := Prewrite(ctx, path, n); cfs.KindOf(err) != cfs.Canceled {
-		t.Errorf("cancelled: %v", err)
 	}
 }
 

@@ -217,25 +217,6 @@ func TestProbe(t *testing.T) {
 	}
 }
 
-func TestSizeFlag(t *testing.T) {
-	for text, want := range map[string]int64{"8GiB": 8 << 30, "64MiB": 64 << 20, "1T": 1 << 40, "4096": 4096, "12 KiB": 12 << 10, "0": 0, "7B": 7} {
-		var s Size
-		if err := s.Set(text); err != nil || int64(s) != want {
-			t.Errorf("%s: %d, %v", text, s, err)
-		}
-		var again Size
-		if err := again.Set(s.String()); err != nil || again != s {
-			t.Errorf("%s: printed as %s", text, s.String())
-		}
-	}
-	for _, bad := range []string{"", "GiB", "-1", "8XB", "99999999TiB", "1.5GiB"} {
-		var s Size
-		if err := s.Set(bad); cfs.KindOf(err) != cfs.Usage {
-			t.Errorf("%q: %d, %v", bad, s, err)
-		}
-	}
-}
-
 func TestPrinting(t *testing.T) {
 	var out bytes.Buffer
 	p := &printer{w: &out, terminal: true, steps: 2}
@@ -264,27 +245,6 @@ func TestVerdicts(t *testing.T) {
 	r.diskWrite = 0
 	if got := r.rows()[1][5]; got != "not measured" {
 		t.Errorf("without fio: %s", got)
-	}
-}
-
-func TestFio(t *testing.T) {
-	fio, err := exec.LookPath("fio")
-	if err != nil {
-		t.Skip("no fio: ", err)
-	}
-	path := filepath.Join(t.TempDir(), "data")
-	tl := tools{fio: fio}
-	for _, rw := range []string{"write", "read"} {
-		rate, err := tl.runFio(context.Background(), path, rw, 8<<20)
-		if err != nil {
-			if cfs.KindOf(err) == cfs.Corrupt {
-				t.Fatal(err)
-			}
-			t.Skip("fio cannot run its job here: ", err)
-		}
-		if rate <= 0 {
-			t.Errorf("%s at %g bytes a second", rw, rate)
-		}
 	}
 }
 

@@ -3,10 +3,7 @@ package demo
 import (
 	"io"
 	"log/slog"
-	"math"
 	"os"
-	"strconv"
-	"strings"
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/cluster"
@@ -62,45 +59,3 @@ func (o *Options) spec(dir string) cluster.Spec {
 		DeviceSizeBytes: o.DeviceSizeBytes, PrewriteBytes: o.PrewriteBytes, Logger: o.Logger,
 	}
 }
-
-// Size is a number of bytes on the command line: 4096, 64MiB, 8GiB (a flag.Value).
-type Size int64
-
-// sizeUnits are the suffixes of a Size, longest first.
-var sizeUnits = []struct {
-	suffix string
-	bytes  int64
-}{
-	{"TiB", 1 << 40}, {"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10},
-	{"T", 1 << 40}, {"G", 1 << 30}, {"M", 1 << 20}, {"K", 1 << 10}, {"B", 1}, {"", 1},
-}
-
-// Set reads the text form.
-func (s *Size) Set(text string) error {
-	for _, u := range sizeUnits {
-		digits, ok := strings.CutSuffix(text, u.suffix)
-		if !ok {
-			continue
-		}
-		n, err := strconv.ParseInt(strings.TrimSpace(digits), 10, 64)
-		if err != nil || n < 0 || n > math.MaxInt64/u.bytes {
-			break
-		}
-		*s = Size(n * u.bytes)
-		return nil
-	}
-	return cfs.Errorf("", cfs.Usage, "%q is no size: a number with KiB, MiB, GiB or TiB is", text)
-}
-
-// String is the shortest text form.
-func (s *Size) String() string {
-	for _, u := range sizeUnits[:4] {
-		if *s > 0 && int64(*s)%u.bytes == 0 {
-			return strconv.FormatInt(int64(*s)/u.bytes, 10) + u.suffix
-		}
-	}
-	return strconv.FormatInt(int64(*s), 10)
-}
-
-// Type is what help calls it.
-func (s *Size) Type() string { return "size" }

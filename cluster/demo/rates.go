@@ -2,20 +2,17 @@ package demo
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/claudefs/claudefs/cfs"
-	"github.com/claudefs/claudefs/cluster"
+	"github.com/claudefs/claudefs/internal/rawdisk"
 )
 
 // rounds is how often each rate is taken; the median counts. Ours and fio's
@@ -101,31 +98,11 @@ func creates(ctx context.Context, dir string, n int) (float64, error) {
 
 func createName(i int) string { return fmt.Sprintf("file-%05d", i) }
 
-// runFio runs one job as FACTS of the project take them: direct, 1 MiB, queue depth
-// 8, io_uring, a file that has been written once in full.
+// runFio takes one rate of the disk, in bytes a second: direct, 1 MiB, queue depth 8,
+// the whole of a file that has been written once in full.
 func (t *tools) runFio(ctx context.Context, path, rw string, n int64) (float64, error) {
-	op := "fio " + rw
-	cmd := exec.CommandContext(ctx, t.fio, "--name="+rw, "--filename="+path, fmt.Sprintf("--size=%d", n), "--rw="+rw,
-		"--bs=1m", "--iodepth=8", "--ioengine=io_uring", "--direct=1", "--fallocate=none", "--overwrite=1", "--output-format=json")
-	out, err := cmd.Output()
-	if err != nil {
-		return 0, cfs.Errorf(op, cfs.IO, "%w: %s", err, strings.TrimSpace(string(out)))
-	}
-	var report struct {
-		Jobs []map[string]json.RawMessage `json:"jobs"`
-	}
-	text := string(out)
-	text = text[max(0, strings.IndexByte(text, '{')):] // notes come before the document
-	if err := json.Unmarshal([]byte(text), &report); err != nil || len(report.Jobs) != 1 {
-		return 0, cfs.Errorf(op, cfs.Corrupt, "its report has %d jobs: %w", len(report.Jobs), err)
-	}
-	var side struct {
-		BytesPerSecond float64 `json:"bw_bytes"`
-	}
-	if err := json.Unmarshal(report.Jobs[0][rw], &side); err != nil || side.BytesPerSecond <= 0 {
-		return 0, cfs.Errorf(op, cfs.Corrupt, "its report names no rate: %w", err)
-	}
-	return side.BytesPerSecond, nil
+	res, err := rawdisk.RunFio(ctx, t.fio, rawdisk.Job{Path: path, RW: rw, SizeBytes: n, BlockBytes: ioBytes, Depth: 8})
+	return res.BytesPerSecond, err
 }
 
 // median is the middle value; 0 for none.
@@ -143,7 +120,7 @@ func (d *demo) sequentialRates(ctx context.Context) error {
 	defer os.Remove(disk)
 	withFio := d.tools.fio != ""
 	if withFio {
-		if err := cluster.Prewrite(ctx, disk, d.sizes.rateBytes); err != nil {
+		if err := rawdisk.Prewrite(ctx, disk, d.sizes.rateBytes); err != nil {
 			return err
 		}
 	}

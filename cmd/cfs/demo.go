@@ -13,13 +13,14 @@ import (
 	"github.com/claudefs/claudefs/cluster"
 	"github.com/claudefs/claudefs/cluster/demo"
 	"github.com/claudefs/claudefs/cmd/internal/cli"
+	"github.com/claudefs/claudefs/internal/units"
 )
 
 // demoFlags are the flags that the demo and its two sub-commands share.
 type demoFlags struct {
 	opt        demo.Options
-	deviceSize demo.Size
-	prewrite   demo.Size
+	deviceSize units.Bytes
+	prewrite   units.Bytes
 	logLevel   string
 }
 

@@ -5,10 +5,8 @@ package servercmd
 import (
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
-	"github.com/pkg/profile"
 	"github.com/spf13/cobra"
 
 	"github.com/claudefs/claudefs/cfs"
@@ -53,7 +51,7 @@ devices and a data directory that belong to another cluster or node are refused.
 	fl.Uint8Var(&f.cfg.Site, "site-id", 0, "the site's number")
 	fl.StringVar(&f.cfg.Metrics, "metrics", "", "HOST:PORT to serve /metrics and /healthz on (default: nowhere)")
 	fl.BoolVar(&f.cfg.Force, "force", false, "format devices of another cluster, with other data or with a damaged superblock: what they hold is lost")
-	fl.StringVar(&f.profile, "profile", "", "write a profile to the data directory: cpu, mem, block or trace")
+	fl.StringVar(&f.profile, "profile", "", "write a profile to the data directory: "+cli.ProfileHelp)
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	for _, name := range []string{"cluster-id", "node-id", "listen", "data-dir", "device"} {
 		// It fails only for a name that is not a flag.
@@ -67,7 +65,7 @@ func (f *flags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	mode, err := profileMode(f.profile)
+	prof, err := cli.NewProfile(f.profile)
 	if err != nil {
 		return err
 	}
@@ -81,27 +79,10 @@ func (f *flags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
-	if mode != nil {
+	if prof.Wanted() {
 		dir := filepath.Join(f.cfg.DataDir, "profile")
 		log.Info("profiling", "kind", f.profile, "dir", dir)
-		defer profile.Start(mode, profile.ProfilePath(dir), profile.NoShutdownHook, profile.Quiet).Stop()
+		defer prof.Start(dir)()
 	}
 	return srv.Wait(cmd.Context())
-}
-
-// profileMode is the profile asked for, nil for none.
-func profileMode(name string) (func(*profile.Profile), error) {
-	switch strings.ToLower(name) {
-	case "":
-		return nil, nil
-	case "cpu":
-		return profile.CPUProfile, nil
-	case "mem":
-		return profile.MemProfile, nil
-	case "block":
-		return profile.BlockProfile, nil
-	case "trace":
-		return profile.TraceProfile, nil
-	}
-	return nil, cli.Usage("--profile", "%q is none of cpu, mem, block, trace", name)
 }
