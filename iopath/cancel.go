@@ -40,7 +40,7 @@ func (r *Ring) Cancel(f File) {
 			r.waiting.push(c)
 		}
 	}
-	r.proceedLocked()
+	r.seeToLocked(nil)
 }
 
 // askBackLocked notes that the kernel is to be asked to cancel an operation.
@@ -50,24 +50,17 @@ func (r *Ring) askBackLocked(s *slot, why syscall.Errno) {
 	}
 }
 
-// proceedLocked has what is queued submitted, by whoever submits.
-func (r *Ring) proceedLocked() {
-	switch {
-	case r.owned:
-		r.wakeLocked()
-	case !r.gathering:
-		r.pumpLocked()
-	}
-}
-
-// prepareCancelsLocked fills SQEs with the cancellations that were asked for.
-// They are submitted before any slot is used again.
+// prepareCancelsLocked fills SQEs with the cancellations that were asked for, as
+// far as there is room. They are submitted before any slot is used again.
 func (r *Ring) prepareCancelsLocked() {
 	r.asks = false
 	for i := range r.slots {
 		if s := &r.slots[i]; s.asked != 0 && !s.sent {
+			if r.asks = r.q.full(); r.asks {
+				return
+			}
 			s.sent = true
-			e := r.sqeLocked()
+			e := r.q.next()
 			e.Op, e.Fd, e.Addr, e.UserData = opCancel, -1, uint64(i), cancelData
 		}
 	}
@@ -106,6 +99,6 @@ func (r *Ring) sweep() {
 		}
 	}
 	if r.asks {
-		r.proceedLocked()
+		r.seeToLocked(nil)
 	}
 }

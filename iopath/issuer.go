@@ -35,8 +35,9 @@ func (r *Ring) own(cfg RingConfig, flags uint32, made chan<- error) {
 		switch {
 		case r.inFlightLocked() > 0:
 			r.armLocked()
-			r.submitLocked(true)
-			r.reapLocked()
+			r.submitLocked(r.q.empty())
+			r.called = false
+			r.takeLocked(r.groupLocked())
 		case r.closed:
 			r.silenceLocked()
 			r.q.unregister()
@@ -50,10 +51,10 @@ func (r *Ring) own(cfg RingConfig, flags uint32, made chan<- error) {
 // wakeLocked makes the owner look at what was queued.
 func (r *Ring) wakeLocked() {
 	switch {
-	case !r.inKernel:
+	case r.inKernel == 0:
 		r.work.Signal()
-	case !r.polling:
-		r.inKernel = false // one ring is enough
+	case !r.polling && !r.called: // one ring is enough
+		r.called = true
 		r.ringLocked()
 	}
 }
@@ -63,7 +64,10 @@ func (r *Ring) armLocked() {
 	if r.armed || r.polling {
 		return
 	}
-	s := r.sqeLocked()
+	if r.q.full() {
+		r.submitLocked(false)
+	}
+	s := r.q.next()
 	s.Op, s.Fd, s.UserData = opRead, int32(r.bell), bellData
 	s.Addr, s.Len = address(r.rung[:]), uint32(len(r.rung))
 	r.armed = true
@@ -81,23 +85,4 @@ func (r *Ring) silenceLocked() {
 func (r *Ring) ringLocked() {
 	one := [8]byte{1}                 // any number other than 0, in either byte order
 	_, _ = unix.Write(r.bell, one[:]) // fails only when it has been rung 2^63 times
-}
-
-// enterLocked is one system call: it submits what is prepared, and with look the
-// owner waits for a completion, or polls once. The lock is free meanwhile.
-func (r *Ring) enterLocked(look bool) error {
-	n := r.q.publish()
-	if !look {
-		return r.q.enter(n, 0, 0)
-	}
-	wait := uint32(1)
-	if r.polling {
-		wait = 0
-	}
-	r.inKernel = true
-	r.mu.Unlock()
-	err := r.q.enter(n, wait, enterGetEvents)
-	r.mu.Lock()
-	r.inKernel = false
-	return err
 }

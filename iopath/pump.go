@@ -1,6 +1,7 @@
 package iopath
 
 import (
+	"math"
 	"runtime"
 	"syscall"
 
@@ -13,14 +14,17 @@ const (
 	cancelData = 2 << 32 // a cancellation has ended; what it canceled answers for itself
 )
 
-// maxEnterRetries bounds how often a submission that the kernel has no
-// memory for is tried again before its operations fail.
-const maxEnterRetries = 1000
-
-// maxPolledBytes bounds a transfer that is polled. Before Linux 6.3 one that the
-// block layer has to divide is tried again for ever, inside the kernel; and the
-// time of a larger one is not the interrupt's.
-const maxPolledBytes = 64 << 10
+const (
+	// maxEnterRetries bounds how often a submission that the kernel has no
+	// memory for is tried again before its operations fail.
+	maxEnterRetries = 1000
+	// groupsInFlight is how many groups are made of the operations in flight.
+	groupsInFlight = 8
+	// maxPolledBytes bounds a transfer that is polled. Before Linux 6.3 one that the
+	// block layer has to divide is tried again for ever, inside the kernel; and the
+	// time of a larger one is not the interrupt's.
+	maxPolledBytes = 64 << 10
+)
 
 // pollable reports that a batch may go to a polled ring.
 func (b *batch) pollable() bool {
@@ -52,67 +56,94 @@ func (r *Ring) run(c *call, b batch) {
 		r.abandonLocked(c, unix.ECANCELED)
 	default:
 		r.waiting.push(c)
-		switch {
-		case r.owned:
-			r.wakeLocked()
-		case r.gathering: // whoever gathers submits for all
-		case r.inFlightLocked() == 0 && r.q.canMute():
-			r.waitAloneLocked(c)
-		default:
-			r.gatherLocked()
-		}
+		r.seeToLocked(c)
 	}
 	r.mu.Unlock()
 	<-c.wake
 }
 
-// waitAloneLocked waits in the kernel, as a plain read would, while nobody else
-// has anything in flight: that saves the detour through the netpoller and the
-// reaper, which is most of what a lone operation costs. Meanwhile nobody else
-// reaps, so that the completion for which the kernel wakes this caller is there.
-func (r *Ring) waitAloneLocked(c *call) {
-	r.alone = true
-	r.q.mute(true)
-	for c.pending > 0 && r.inFlightLocked() <= c.pending {
-		r.admitLocked()
-		r.submitLocked(true)
-		r.takeLocked()
+// seeToLocked has what is queued submitted: by c's caller, who waits for it, or,
+// when c is nil, on somebody's behalf.
+func (r *Ring) seeToLocked(c *call) {
+	switch {
+	case r.owned:
+		r.wakeLocked()
+	case r.gathering > 0: // who is about to submit looks again afterwards
+	case c != nil && !r.leading && r.q.canMute():
+		r.leadLocked(c)
+	default:
+		if c != nil {
+			r.yieldLocked()
+		}
+		r.pumpLocked()
 	}
-	r.alone = false
-	r.q.mute(false)
-	r.pumpLocked() // for those who came meanwhile
 }
 
-// gatherLocked submits what waits, but lets the goroutines that are about to
-// submit come first, and submits for them too. Completions wake callers in
-// groups, and those come back in groups: one system call for a group is what
-// makes a shared ring cheap. With nothing in flight no group is on its way.
-func (r *Ring) gatherLocked() {
-	if r.inFlightLocked() > 0 {
-		r.gathering = true
-		r.mu.Unlock()
-		runtime.Gosched()
-		r.mu.Lock()
-		r.gathering = false
+// leadLocked drives the ring for everybody until c has ended: c's caller, who has
+// to wait anyway, waits in the kernel for completions instead of on its
+// channel. For a lone operation that is a plain read's way, without the detour
+// through the netpoller and the reaper. Under load it makes groups: completions
+// wake callers, the leader yields to them, they queue their next operations and
+// need no system call, and the leader submits them all. Nobody else reaps
+// meanwhile, so that what the kernel wakes the leader for is there.
+func (r *Ring) leadLocked(c *call) {
+	r.pumping++
+	r.leading = true
+	r.q.mute(true)
+	if r.inFlightLocked() > 0 || r.woken > 1 {
+		r.yieldLocked()
 	}
-	r.pumpLocked()
+	for c.pending > 0 {
+		r.admitLocked()
+		r.submitLocked(r.q.empty())
+		if r.takeLocked(r.groupLocked()); r.woken > 0 && c.pending > 0 {
+			r.yieldLocked()
+		}
+	}
+	r.leading = false
+	r.q.mute(false)
+	r.pumpLocked() // what came meanwhile
+	r.pumpedLocked()
+}
+
+// yieldLocked lets the goroutines run that are about to submit; what they queue
+// is submitted by who yields.
+func (r *Ring) yieldLocked() {
+	r.gathering++
+	r.mu.Unlock()
+	runtime.Gosched()
+	r.mu.Lock()
+	r.gathering--
 }
 
 // pumpLocked submits what waits as far as there are slots, and reaps. A ring that
 // is closed and drained has no queues any more.
 func (r *Ring) pumpLocked() {
-	for more := true; more && (!r.closed || r.inFlightLocked() > 0); more = r.waiting.head != nil && len(r.free) > 0 {
+	r.pumping++
+	for more := true; more && (!r.closed || r.inFlightLocked() > 0); more = r.asks || r.waiting.head != nil && len(r.free) > 0 {
 		r.admitLocked()
 		r.submitLocked(false)
 		r.reapLocked()
 	}
+	r.pumpedLocked()
 }
+
+// pumpedLocked tells Close of a caller that has done with the queues.
+func (r *Ring) pumpedLocked() {
+	if r.pumping--; r.closed {
+		r.drained.Broadcast()
+	}
+}
+
+// groupLocked is how many completions are dealt with before the device is given
+// new work: when it is given all of it at once, it idles meanwhile.
+func (r *Ring) groupLocked() int { return 1 + r.inFlightLocked()/groupsInFlight }
 
 func (r *Ring) inFlightLocked() int { return len(r.slots) - len(r.free) }
 
 // admitLocked gives slots to the operations that wait, and asks for cancellations.
 func (r *Ring) admitLocked() {
-	for r.waiting.head != nil && len(r.free) > 0 {
+	for r.waiting.head != nil && len(r.free) > 0 && !r.q.full() {
 		c := r.waiting.head
 		r.prepareLocked(c, c.next)
 		if c.next++; c.next == c.batch.len() {
@@ -136,7 +167,7 @@ func (r *Ring) abandonLocked(c *call, errno syscall.Errno) {
 
 // prepareLocked fills an SQE with operation i of c's batch.
 func (r *Ring) prepareLocked(c *call, i int) {
-	s := r.sqeLocked()
+	s := r.q.next()
 	at := r.free[len(r.free)-1]
 	r.free = r.free[:len(r.free)-1]
 	r.slots[at] = c.slot(i)
@@ -154,14 +185,6 @@ func (r *Ring) prepareLocked(c *call, i int) {
 	default:
 		r.prepareTransferLocked(s, &b.ops[i])
 	}
-}
-
-// sqeLocked is a cleared SQE.
-func (r *Ring) sqeLocked() *sqe {
-	if r.q.unsubmitted() == r.q.entries {
-		r.submitLocked(false)
-	}
-	return r.q.next()
 }
 
 // prepareTransferLocked fills an SQE with a read or write.
@@ -196,8 +219,10 @@ func (r *Ring) submitLocked(look bool) {
 			continue
 		case (err == unix.EAGAIN || err == unix.EBUSY) && tries < maxEnterRetries:
 			r.reapLocked()
-			runtime.Gosched()
+			r.yieldLocked()
 			continue
+		case r.inKernel > 0: // who may be taking them just now; and submits again when it is back
+			return
 		}
 		errno, ok := err.(syscall.Errno)
 		if !ok {
@@ -210,22 +235,50 @@ func (r *Ring) submitLocked(look bool) {
 	}
 }
 
+// enterLocked is one system call, during which the lock is free. It submits what
+// is prepared; who queues something meanwhile leaves it to this caller. With
+// look it waits for a completion too, or polls once, and does not keep others
+// from submitting.
+func (r *Ring) enterLocked(look bool) error {
+	n, wait, flags := r.q.publish(), uint32(0), uint32(0)
+	if look {
+		flags = enterGetEvents
+		if !r.polling {
+			wait = 1
+		}
+	} else {
+		r.gathering++
+	}
+	r.inKernel++
+	r.mu.Unlock()
+	err := r.q.enter(n, wait, flags)
+	r.mu.Lock()
+	r.inKernel--
+	if !look {
+		r.gathering--
+	}
+	return err
+}
+
 // reapLocked takes all completions that are there, unless a caller waits for them
 // in the kernel.
 func (r *Ring) reapLocked() {
-	if !r.alone {
-		r.takeLocked()
+	if !r.leading {
+		r.takeLocked(math.MaxInt)
 	}
 }
 
-func (r *Ring) takeLocked() {
-	for {
+// takeLocked takes at most so many completions, and notes how many calls it woke.
+func (r *Ring) takeLocked(most int) {
+	woken := r.wakes
+	for range most {
 		e, ok := r.q.pop()
 		if !ok {
-			return
+			break
 		}
 		r.completedLocked(e)
 	}
+	r.woken = r.wakes - woken
 }
 
 func (r *Ring) completedLocked(e cqe) {
@@ -253,6 +306,7 @@ func (r *Ring) completedLocked(e cqe) {
 // endedLocked counts an operation of c that has ended; the last wakes the caller.
 func (r *Ring) endedLocked(c *call) {
 	if c.pending--; c.pending == 0 {
+		r.wakes++
 		c.wake <- struct{}{} // has room: one batch, one wake
 	}
 }
@@ -267,8 +321,8 @@ func (r *Ring) reapLoop() {
 	// Read parks after each call that returns false, and ends at Close.
 	_ = conn.Read(func(uintptr) bool {
 		r.mu.Lock()
-		if r.reapLocked(); r.waiting.head != nil && !r.gathering {
-			r.pumpLocked()
+		if r.reapLocked(); r.waiting.head != nil {
+			r.seeToLocked(nil)
 		}
 		r.mu.Unlock()
 		return false

@@ -65,21 +65,25 @@ type Ring struct {
 	slots     []slot    // operations in flight
 	free      []uint32  // slots without one
 	waiting   callQueue // calls with operations that have no slot yet
-	gathering bool      // a caller is about to submit what waits
-	alone     bool      // a caller waits in the kernel for completions
+	gathering int       // callers that are about to submit what waits
+	leading   bool      // a caller waits in the kernel and reaps for all
+	pumping   int       // callers that use the queues
+	inKernel  int       // of them, those in a system call
+	wakes     int       // calls that have been woken
+	woken     int       // by the last reaping
 	files     [maxFiles]bool
 	asks      bool   // some slots are asked back, but not yet submitted so
 	sweeps    uint32 // see sweep
 	closed    bool
-	drained   sync.Cond // closed, and nothing is in flight
+	drained   sync.Cond // closed, and perhaps nothing is in flight and nobody pumps
 
 	// An owned ring's.
-	work     sync.Cond // something was queued
-	jobs     []func()  // see control; at most one for each caller
-	inKernel bool      // the owner waits there
-	bell     int       // eventfd
-	armed    bool      // its read is in flight
-	rung     [8]byte   // and goes here
+	work   sync.Cond // something was queued
+	jobs   []func()  // see control; at most one for each caller
+	called bool      // the owner was rung for in the kernel, and has not come yet
+	bell   int       // eventfd
+	armed  bool      // its read is in flight
+	rung   [8]byte   // and goes here
 }
 
 // NewRing makes a ring. What the kernel lacks of the optional features is
@@ -334,7 +338,7 @@ func (r *Ring) Close() error {
 	if r.owned {
 		r.wakeLocked()
 	}
-	for r.inFlightLocked() > 0 {
+	for r.inFlightLocked() > 0 || r.pumping > 0 {
 		r.drained.Wait()
 	}
 	r.mu.Unlock()

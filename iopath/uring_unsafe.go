@@ -250,8 +250,7 @@ func (q *queues) unregister() {
 	}
 }
 
-// next is a cleared SQE. The caller has checked that there is room: operations
-// in flight never exceed the entries.
+// next is a cleared SQE. The caller has checked that there is room.
 func (q *queues) next() *sqe {
 	s := q.sqe(q.localTail)
 	q.localTail++
@@ -267,6 +266,12 @@ func (q *queues) sqe(i uint32) *sqe {
 func (s *sqe) command() *nvmeCommand {
 	return (*nvmeCommand)(unsafe.Add(unsafe.Pointer(s), unsafe.Offsetof(s.Pad)))
 }
+
+// full reports that there is no SQE left for next.
+func (q *queues) full() bool { return q.unsubmitted() >= q.entries }
+
+// empty reports that pop would find nothing.
+func (q *queues) empty() bool { return *q.cqHead == atomic.LoadUint32(q.cqTail) }
 
 // unsubmitted is the number of filled SQEs that the kernel has not taken.
 func (q *queues) unsubmitted() uint32 { return q.localTail - atomic.LoadUint32(q.sqHead) }
@@ -295,10 +300,10 @@ func (q *queues) enter(n, wait, flags uint32) error {
 
 // pop takes one completion.
 func (q *queues) pop() (cqe, bool) {
-	head := *q.cqHead // written by us alone
-	if head == atomic.LoadUint32(q.cqTail) {
+	if q.empty() {
 		return cqe{}, false
 	}
+	head := *q.cqHead // written by us alone
 	at := unsafe.Pointer(&q.ringMem[q.params.CQ.Cqes+(head&q.cqMask)*q.cqeStep])
 	c := cqe{UserData: (*cqe)(at).UserData, Res: (*cqe)(at).Res}
 	if q.cqeStep == cqeCommandBytes {
