@@ -40,6 +40,9 @@ type Config struct {
 	SegmentBytes uint32
 	// RaftSegmentBytes is the segment size of the replica's log; 0 for the default.
 	RaftSegmentBytes int64
+	// ScrubBytesPerSecond bounds what is read of each device to compare its shards with
+	// their checksums, once in store.DefaultScrubPause; 0 turns that off.
+	ScrubBytesPerSecond int64
 	// ClockOffset is added to every reading of the wall clock, for tests.
 	ClockOffset time.Duration
 	Logger      *slog.Logger // nil discards
@@ -102,6 +105,9 @@ func (c *Config) check() error {
 	}
 	if err := c.checkDevices(); err != nil {
 		return err
+	}
+	if c.ScrubBytesPerSecond < 0 {
+		return cfs.Errorf("scrub rate", cfs.Usage, "%d bytes a second, want 0 or more", c.ScrubBytesPerSecond)
 	}
 	return c.checkSeeds()
 }

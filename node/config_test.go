@@ -43,6 +43,7 @@ func TestConfigCheck(t *testing.T) {
 		{"advertises another", func(c *Config) { c.Advertise = "127.0.0.1:9403" }, "not that of node 2"},
 		{"port too large", func(c *Config) { c.Seeds[0] = "127.0.0.1:70000" }, "seed nodes"},
 		{"a seed twice", func(c *Config) { c.Seeds[0] = c.Seeds[2] }, "given twice"},
+		{"scrub rate", func(c *Config) { c.ScrubBytesPerSecond = -1 }, "scrub rate"},
 		{"metrics", func(c *Config) { c.Metrics = "nine" }, "metrics address"},
 	} {
 		cfg := goodConfig()

@@ -51,7 +51,7 @@ type Node struct {
 
 	tcp, unix, metricsLn net.Listener
 
-	cancel context.CancelFunc // ends the heartbeat and the feed
+	cancel context.CancelFunc // ends the heartbeat, the feed and the scrub
 	group  sync.WaitGroup     // every goroutine of the node
 	failed chan error         // what ended the service unasked
 	close  sync.Once
@@ -157,7 +157,8 @@ func (n *Node) startServices() (err error) {
 	}
 	n.store = store.New(store.Config{
 		Node: n.cfg.NodeID, Devices: n.devices.logs, Arena: n.devices.arena, Epoch: n.epoch,
-		Logger: n.log.With("part", "store"), Metrics: store.NewMetrics(n.registry),
+		ScrubBytesPerSecond: n.cfg.ScrubBytesPerSecond,
+		Logger:              n.log.With("part", "store"), Metrics: store.NewMetrics(n.registry),
 	})
 	n.leader = newLeader(n.pools[1], n.cfg.Seeds)
 	n.feed = newFeed(n.store.FeedPositions())
@@ -186,7 +187,7 @@ func (n *Node) serve() {
 	if n.metricsLn != nil {
 		n.http = n.serveMetrics(n.metricsLn)
 	}
-	for _, f := range []func(context.Context){n.heartbeats, n.followFeed} {
+	for _, f := range []func(context.Context){n.heartbeats, n.followFeed, n.store.Scrub} {
 		n.group.Add(1)
 		go func() {
 			defer n.group.Done()

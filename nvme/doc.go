@@ -24,7 +24,8 @@
 // neighbours (NVMe), sysfs.go, superblock.go; format.go, bitmap.go, footer.go and
 // state.go (bytes); log.go (the public calls), put.go (the life of a write),
 // segments.go (where the next one goes), clean.go, maintain.go (what is written
-// behind), recover.go and scan.go (the start); index.go, indexgrow.go, groups.go and
+// behind), recover.go and scan.go (the start), scrub.go (looking for damage while the
+// log is open) and check.go (while no log is); index.go, indexgrow.go, groups.go and
 // crccache.go (memory).
 //
 // # Locks

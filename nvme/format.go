@@ -71,6 +71,12 @@ func decodeSegmentCopy(blk []byte, off int64) (segmentHeader, error) {
 	if blk[10] >= streams {
 		return segmentHeader{}, cfs.Errorf("", cfs.Corrupt, "segment header at %d: stream %d", off, blk[10])
 	}
+	return segmentFields(blk), nil
+}
+
+// segmentFields is what a copy says, whole or not.
+func segmentFields(blk []byte) segmentHeader {
+	le := binary.LittleEndian
 	return segmentHeader{
 		uuid:   cfs.UUID(blk[16:32]),
 		seq:    le.Uint64(blk[32:]),
@@ -79,7 +85,7 @@ func decodeSegmentCopy(blk []byte, off int64) (segmentHeader, error) {
 		bytes:  le.Uint32(blk[12:]),
 		stream: blk[10],
 		free:   blk[11]&segFlagFree != 0,
-	}, nil
+	}
 }
 
 // batchHeader is the block in front of a batch's payloads.

@@ -86,24 +86,25 @@ type LogStats struct {
 	CopiedBytes             uint64 // payloads that the cleaner has moved
 	Cleaned                 uint64 // segments that the cleaner has emptied
 	Checkpoints             uint64
-	FeedPosition            uint64 // as of the last checkpoint
-	CRCFailures             uint64 // damaged headers and payloads met
-	TornRecords             uint64 // dropped at the start: a crash tore them before they were acknowledged
+	FeedPosition            uint64    // as of the last checkpoint
+	CRCFailures             uint64    // damaged headers and payloads met
+	TornRecords             uint64    // dropped at the start: a crash tore them before they were acknowledged
+	ScrubbedBytes           uint64    // read by scrubs, headers too
+	ScrubDamaged            uint64    // damaged records that scrubs found
+	LastScrub               time.Time // when the last complete pass ended; zero for never
 	WriteErrors, ReadErrors uint64
 	Failed                  bool // the device was given up: nothing is put any more
 }
 
 // Log is the store on a device. See the package doc.
 type Log struct {
-	dev      Device
+	layout
 	info     Info
-	sb       Superblock
 	log      *slog.Logger
 	interval time.Duration
 	puts     chan struct{} // one token for each put inside
 	ended    sync.WaitGroup
 
-	segBlocks, firstData uint32
 	maintainMem, copyMem *iopath.Buf // of the maintainer, of the cleaner: payloads
 	maintainFooter       *iopath.Buf // of the maintainer: footers
 	copyHeaderMem        *iopath.Buf // of the cleaner: headers that it reads
@@ -128,6 +129,8 @@ type Log struct {
 	state      deviceState // as it is on the device
 	feed       uint64      // how far deletes have followed the feed
 	checkpoint bool        // one is due
+
+	scrubEnd context.CancelFunc // of the scrub inside, nil for none
 
 	active   int // puts, gets and scrubs inside
 	failures int // writes in a row
@@ -182,19 +185,18 @@ func newLog(dev Device, sb Superblock, opt LogOptions) *Log {
 	if opt.Checkpoint == 0 {
 		opt.Checkpoint = DefaultCheckpoint
 	}
-	segBlocks := sb.SegmentBytes / cfs.BlockSize
 	l := &Log{
-		dev: dev, info: dev.Info(), sb: sb,
-		log:       opt.Logger.With("device", dev.Info().Path),
-		interval:  opt.Checkpoint,
-		puts:      make(chan struct{}, maxPuts),
-		segBlocks: segBlocks,
-		firstData: firstDataBlock(segBlocks),
-		index:     newIndex(),
-		crcs:      newCRCCache(opt.CRCCacheBytes),
-		pending:   make(map[Key]*put),
-		space:     newSpace(int((sb.SizeBytes - HeaderAreaBytes) / int64(sb.SegmentBytes))),
+		layout:   newLayout(dev, sb),
+		info:     dev.Info(),
+		log:      opt.Logger.With("device", dev.Info().Path),
+		interval: opt.Checkpoint,
+		puts:     make(chan struct{}, maxPuts),
+		index:    newIndex(),
+		crcs:     newCRCCache(opt.CRCCacheBytes),
+		pending:  make(map[Key]*put),
+		space:    newSpace(sb.segments()),
 	}
+	l.damaged = func(d flaw) { l.log.Warn("damaged "+d.what, "segment", d.seg, "offset", d.off, "err", d.err) }
 	l.changed = sync.NewCond(&l.mu)
 	return l
 }
@@ -235,11 +237,6 @@ func (l *Log) Health() (Health, error) {
 
 // Superblock says whose device the log is on.
 func (l *Log) Superblock() Superblock { return l.sb }
-
-// segOffset is where a block of a segment lies on the device, in bytes.
-func (l *Log) segOffset(seg int, block uint32) int64 {
-	return HeaderAreaBytes + int64(seg)*int64(l.sb.SegmentBytes) + int64(block)*cfs.BlockSize
-}
 
 // Has reports whether the log holds a record, and describes it.
 func (l *Log) Has(key Key) (Record, bool) {
@@ -452,7 +449,7 @@ func (l *Log) Stats() LogStats {
 	return st
 }
 
-// Close waits for the puts and gets inside, refuses later ones, writes a last
+// Close ends a scrub, waits for the puts and gets inside, refuses later ones, writes a last
 // checkpoint, and gives the arena's memory back. The device stays open. The
 // error is the checkpoint's: then a later start may find deleted records.
 func (l *Log) Close() error {
@@ -462,6 +459,9 @@ func (l *Log) Close() error {
 		return nil
 	}
 	l.closed, l.stopping = true, true
+	if l.scrubEnd != nil {
+		l.scrubEnd()
+	}
 	l.changed.Broadcast()
 	for l.active > 0 || l.flushing || l.smallWriters > 0 || l.space.cleaning {
 		l.changed.Wait()

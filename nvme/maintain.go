@@ -158,7 +158,7 @@ func (l *Log) checkpointLocked() error {
 	var err error
 	for seg := 0; seg < len(sp.segs) && err == nil; seg++ {
 		s := &sp.segs[seg]
-		if !s.dirty || s.state != segOpen && s.state != segFull && s.state != segDead {
+		if !s.dirty { // and so has had records
 			continue
 		}
 		s.dirty = false

@@ -29,9 +29,11 @@ type recovery struct {
 // their header is whole, so they are compared with their checksums. The
 // bitmaps then omit the torn ones, durably, before anything is put behind them.
 func (l *Log) recover() error {
-	if err := l.readState(); err != nil {
+	state, err := l.readState()
+	if err != nil {
 		return err
 	}
+	l.state, l.feed = state, state.feedPosition
 	found, err := l.readHeaders()
 	if err != nil {
 		return err
@@ -45,7 +47,7 @@ func (l *Log) recover() error {
 	r := recovery{l: l, mem: mem.p}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.readAll(found, r.adopt); err != nil {
+	if err := readInOrder(found, l.readRecords, r.adopt); err != nil {
 		return err
 	}
 	r.settle()
@@ -60,27 +62,26 @@ func (l *Log) recover() error {
 }
 
 // readState reads the newest state of the device.
-func (l *Log) readState() error {
+func (l *layout) readState() (newest deviceState, err error) {
 	mem, err := newScratch(cfs.BlockSize)
 	if err != nil {
-		return err
+		return newest, err
 	}
 	defer mem.free()
 	for slot := range uint64(stateSlots) {
 		off := stateOffset(slot)
-		if err := l.dev.Read(mem.p, off); err != nil {
-			return err
+		if err := l.read(mem.p, off); err != nil {
+			return newest, err
 		}
 		st, err := decodeState(mem.p, l.sb.UUID, off)
 		if cfs.KindOf(err) == cfs.Corrupt {
-			l.log.Warn("damaged device state", "err", err) // or a crash tore it
+			l.damaged(flaw{partState, none, off, err})
 		}
-		if err == nil && st.generation > l.state.generation {
-			l.state = st
+		if err == nil && st.generation > newest.generation {
+			newest = st
 		}
 	}
-	l.feed = l.state.feedPosition
-	return nil
+	return newest, nil
 }
 
 // readHeaders reads the headers of all segments and returns those of this formatting.
@@ -110,6 +111,7 @@ func (r *recovery) adopt(f *foundSegment) error {
 		l.log.Warn("no batch header where one should be", "segment", seg, "offset", off)
 	}
 	dirty := false
+	w := scanner{l: &l.layout, seg: seg, buf: r.mem}
 	for i := range f.lines {
 		line := &f.lines[i]
 		if !f.lives(line) {
@@ -117,7 +119,7 @@ func (r *recovery) adopt(f *foundSegment) error {
 		}
 		rec := line.record()
 		if !f.footed && uint32(line.header) >= f.durable {
-			whole, err := r.whole(seg, line, f.crcs[i])
+			whole, err := r.whole(&w, line, f.crcs[i])
 			if err != nil {
 				return err
 			}
@@ -138,7 +140,9 @@ func (r *recovery) adopt(f *foundSegment) error {
 			l.crcs.put(cacheKey(uint32(seg), uint32(line.payload)), f.crcs[i])
 		}
 	}
-	s.dirty = dirty
+	// A footer may leave out what the bitmap lets live: it was deleted since. Without the
+	// footer it would come back, so the bitmap is written anew.
+	s.dirty = dirty || f.footed && (f.bitmap.covered < f.fill.tail || !slices.Equal(f.bits, s.bits))
 	if !f.footed {
 		s.lines = f.lines
 		r.unfooted[s.stream] = append(r.unfooted[s.stream], seg)
@@ -147,22 +151,15 @@ func (r *recovery) adopt(f *foundSegment) error {
 }
 
 // whole compares a payload that a crash may have torn with its checksums.
-func (r *recovery) whole(seg int, line *footerLine, crcs []byte) (bool, error) {
-	n := int(line.blocks) * cfs.BlockSize
-	off := r.l.segOffset(seg, uint32(line.payload))
-	for at := 0; at < n; at += scanWindow {
-		p := r.mem[:min(scanWindow, n-at)]
-		if err := r.l.dev.Read(p, off+int64(at)); err != nil {
-			return false, err
-		}
-		if !payloadWhole(line.key, uint32(at/cfs.BlockSize), p, crcs) {
-			r.torn = true
-			r.l.stats.TornRecords++
-			r.l.log.Warn("record torn by a crash", "key", line.key.String(), "offset", off)
-			return false, nil
-		}
+func (r *recovery) whole(w *scanner, line *footerLine, crcs []byte) (bool, error) {
+	bad, err := w.badBlock(line, crcs)
+	if err != nil || bad == none {
+		return err == nil, err
 	}
-	return true, nil
+	r.torn = true
+	r.l.stats.TornRecords++
+	r.l.log.Warn("record torn by a crash", "key", line.key.String(), "offset", r.l.segOffset(w.seg, uint32(line.payload)))
+	return false, nil
 }
 
 // settle sorts the segments into the lists that the next ones come from. In each
@@ -203,8 +200,8 @@ func payloadCRC(k Key, block uint32, data []byte) uint32 {
 	return crc32.Update(crc32.Checksum(seed[:], castagnoli), castagnoli, data)
 }
 
-// readAll reads segments, several at once, and visits them in order.
-func (l *Log) readAll(found []*foundSegment, visit func(*foundSegment) error) error {
+// readInOrder reads segments, several at once, and visits them in order.
+func readInOrder[S any](found []S, read func(s S, mem []byte) error, visit func(S) error) error {
 	ready := make([]chan struct{}, len(found))
 	for i := range ready {
 		ready[i] = make(chan struct{})
@@ -223,7 +220,7 @@ func (l *Log) readAll(found []*foundSegment, visit func(*foundSegment) error) er
 				return false
 			}
 		}, func(i int, mem []byte) error {
-			err := l.readRecords(found[i], mem)
+			err := read(found[i], mem)
 			if err == nil {
 				close(ready[i])
 			}
@@ -240,7 +237,7 @@ func (l *Log) readAll(found []*foundSegment, visit func(*foundSegment) error) er
 			}
 		}
 		err = visit(found[i])
-		found[i] = nil // its memory can go
+		found[i] = *new(S) // its memory can go
 		<-ahead
 	}
 	close(stop)
@@ -249,7 +246,7 @@ func (l *Log) readAll(found []*foundSegment, visit func(*foundSegment) error) er
 }
 
 // readRecords reads what is in a segment whose life has not ended.
-func (l *Log) readRecords(f *foundSegment, mem []byte) error {
+func (l *layout) readRecords(f *foundSegment, mem []byte) error {
 	if f.header.free {
 		return nil
 	}

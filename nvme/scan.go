@@ -14,9 +14,72 @@ const (
 	footerFirst = 4
 )
 
+// layout reads what is on a formatted device: for a start, for whom it stops
+// at what it cannot read, and for a check, which goes on behind that.
+type layout struct {
+	dev                  Device
+	sb                   Superblock
+	segBlocks, firstData uint32
+
+	damaged func(flaw) // told of what is not whole, and was passed over
+	// skip is told of each block that cannot be read; it is taken for zeros then,
+	// unless skip returns an error. Nil: a failed read ends the reading.
+	skip func(off int64, err error) error
+}
+
+// flaw is a part of a device that is not whole: a crash tore it, or it went bad.
+type flaw struct {
+	what string // one of the parts below
+	seg  int    // none for the device's state
+	off  int64
+	err  error
+}
+
+// What a flaw can be of.
+const (
+	partState  = "device state"
+	partHeader = "segment header"
+	partBitmap = "bitmap"
+	partFooter = "footer"
+)
+
+func newLayout(dev Device, sb Superblock) layout {
+	segBlocks := sb.SegmentBytes / cfs.BlockSize
+	return layout{dev: dev, sb: sb, segBlocks: segBlocks, firstData: firstDataBlock(segBlocks)}
+}
+
+// segments is how many segments a device has.
+func (sb *Superblock) segments() int {
+	return int((sb.SizeBytes - HeaderAreaBytes) / int64(sb.SegmentBytes))
+}
+
+// segOffset is where a block of a segment lies on the device, in bytes.
+func (l *layout) segOffset(seg int, block uint32) int64 {
+	return HeaderAreaBytes + int64(seg)*int64(l.sb.SegmentBytes) + int64(block)*cfs.BlockSize
+}
+
+// read fills p from off, see skip.
+func (l *layout) read(p []byte, off int64) error {
+	err := l.dev.Read(p, off)
+	if err == nil || l.skip == nil {
+		return err
+	}
+	for ; len(p) > 0; p, off = p[cfs.BlockSize:], off+cfs.BlockSize {
+		blk := p[:cfs.BlockSize]
+		if err := l.dev.Read(blk, off); err != nil {
+			clear(blk)
+			if err := l.skip(off, err); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // foundSegment is what is on the device of one life of a segment.
 type foundSegment struct {
 	header segmentHeader
+	copies int          // of the header that agree with it
 	bitmap bitmapHeader // generation 0 when there is none
 	bits   bitmap
 	footed bool // it was read from the footer
@@ -27,6 +90,7 @@ type foundSegment struct {
 	crcs    [][]byte // of lines, by the same index
 	durable uint32   // no payload in front of this block can be torn
 	gaps    []int64  // device offsets where a batch header should be and is not, though one follows
+	broken  []uint32 // blocks where a batch header should be and is a damaged one
 }
 
 // lives reports whether the bitmap lets the record of a line live.
@@ -36,7 +100,7 @@ func (f *foundSegment) lives(line *footerLine) bool {
 
 // readSegment reads the records of a segment: from its footer, or from its batch
 // headers when there is none that is whole.
-func (l *Log) readSegment(h *segmentHeader) (*foundSegment, error) {
+func (l *layout) readSegment(h *segmentHeader) (*foundSegment, error) {
 	mem, err := newScratch(scanWindow)
 	if err != nil {
 		return nil, err
@@ -47,18 +111,18 @@ func (l *Log) readSegment(h *segmentHeader) (*foundSegment, error) {
 }
 
 // readFooter reads the footer of a segment; f.footed says whether there is one.
-func (l *Log) readFooter(f *foundSegment, mem []byte) error {
+func (l *layout) readFooter(f *foundSegment, mem []byte) error {
 	seg := int(f.header.index)
 	first := l.segBlocks - footerFirst
 	blks := mem[:footerFirst*cfs.BlockSize]
-	if err := l.dev.Read(blks, l.segOffset(seg, first)); err != nil {
+	if err := l.read(blks, l.segOffset(seg, first)); err != nil {
 		return err
 	}
 	last := blks[(footerFirst-1)*cfs.BlockSize:]
 	end, _, err := decodeFooterPart(last, &f.header, l.segOffset(seg, l.segBlocks-1), nil)
 	if err != nil || end.part != end.parts-1 {
 		if cfs.KindOf(err) == cfs.Corrupt {
-			l.log.Warn("damaged footer", "segment", seg, "err", err)
+			l.damaged(flaw{partFooter, seg, l.segOffset(seg, l.segBlocks-1), err})
 		}
 		return nil
 	}
@@ -72,12 +136,16 @@ func (l *Log) readFooter(f *foundSegment, mem []byte) error {
 		}
 		var p footerPart
 		if p, lines, err = decodeFooterPart(blk, &f.header, l.segOffset(seg, block), lines); err != nil || p.part != part || p.parts != end.parts {
-			l.log.Warn("damaged footer", "segment", seg, "part", part, "err", err)
+			if err == nil || err == cfs.NotFound {
+				err = cfs.Errorf("footer", cfs.Corrupt, "part %d of %d is not there", part, end.parts)
+			}
+			l.damaged(flaw{partFooter, seg, l.segOffset(seg, block), err})
 			return nil
 		}
 	}
 	if uint32(len(lines)) != end.total {
-		l.log.Warn("damaged footer", "segment", seg, "records", len(lines), "want", end.total)
+		err := cfs.Errorf("footer", cfs.Corrupt, "%d records, not %d", len(lines), end.total)
+		l.damaged(flaw{partFooter, seg, l.segOffset(seg, l.segBlocks-1), err})
 		return nil
 	}
 	f.lines, f.fill, f.footed = lines, end.fill, true
@@ -87,7 +155,7 @@ func (l *Log) readFooter(f *foundSegment, mem []byte) error {
 // scanSegment finds the batches of a segment. It follows the headers; where one
 // is missing (a crash tore it, or it is damaged) it looks at every block for
 // the next, because batches are written side by side and a later one may be whole.
-func (l *Log) scanSegment(f *foundSegment, mem []byte) error {
+func (l *layout) scanSegment(f *foundSegment, mem []byte) error {
 	seg := int(f.header.index)
 	w := scanner{l: l, seg: seg, buf: mem}
 	f.fill.tail, f.durable = l.firstData, l.firstData
@@ -102,6 +170,9 @@ func (l *Log) scanSegment(f *foundSegment, mem []byte) error {
 		var h batchHeader
 		h, entries, err = decodeBatch(blk, &f.header, block, l.segOffset(seg, block), entries[:0])
 		if err != nil {
+			if !searching && cfs.KindOf(err) == cfs.Corrupt {
+				f.broken = append(f.broken, block)
+			}
 			searching = true
 			block++
 			continue
@@ -129,7 +200,7 @@ func (l *Log) scanSegment(f *foundSegment, mem []byte) error {
 
 // scanner reads a segment's blocks through a window.
 type scanner struct {
-	l           *Log
+	l           *layout
 	seg         int
 	buf         []byte
 	first, next uint32 // blocks in the window
@@ -142,7 +213,8 @@ func (w *scanner) block(block uint32, wide bool) ([]byte, error) {
 		if wide {
 			n = min(uint32(len(w.buf)/cfs.BlockSize), w.l.segBlocks-block)
 		}
-		if err := w.l.dev.Read(w.buf[:n*cfs.BlockSize], w.l.segOffset(w.seg, block)); err != nil {
+		if err := w.l.read(w.buf[:n*cfs.BlockSize], w.l.segOffset(w.seg, block)); err != nil {
+			w.first, w.next = 0, 0
 			return nil, err
 		}
 		w.first, w.next = block, block+n
@@ -151,11 +223,26 @@ func (w *scanner) block(block uint32, wide bool) ([]byte, error) {
 	return w.buf[at : at+cfs.BlockSize], nil
 }
 
+// badBlock is the first block of a record's payload that its checksum does not
+// fit, none when all fit.
+func (w *scanner) badBlock(line *footerLine, crcs []byte) (int, error) {
+	for i := range int(line.blocks) {
+		blk, err := w.block(uint32(line.payload)+uint32(i), true)
+		if err != nil {
+			return none, err
+		}
+		if !payloadWhole(line.key, uint32(i), blk, crcs) {
+			return i, nil
+		}
+	}
+	return none, nil
+}
+
 // readHeader reads a segment's header and bitmaps; nil when neither copy of the
 // header is whole and of this formatting.
-func (l *Log) readHeader(seg int, mem []byte) (*foundSegment, error) {
+func (l *layout) readHeader(seg int, mem []byte) (*foundSegment, error) {
 	blks := mem[:l.firstData*cfs.BlockSize]
-	if err := l.dev.Read(blks, l.segOffset(seg, 0)); err != nil {
+	if err := l.read(blks, l.segOffset(seg, 0)); err != nil {
 		return nil, err
 	}
 	var f *foundSegment
@@ -164,12 +251,14 @@ func (l *Log) readHeader(seg int, mem []byte) (*foundSegment, error) {
 		h, err := decodeSegmentCopy(blks[i*cfs.BlockSize:(i+1)*cfs.BlockSize], at)
 		switch {
 		case cfs.KindOf(err) == cfs.Corrupt:
-			l.log.Warn("damaged segment header", "segment", seg, "err", err)
+			l.damaged(flaw{partHeader, seg, at, err})
 		case err != nil || h.uuid != l.sb.UUID || h.index != uint32(seg) || h.bytes != l.sb.SegmentBytes || h.seq == 0:
 		case f == nil || h.seq > f.header.seq: // copies differ when a crash tore the start of a new life,
-			f = &foundSegment{header: h}
-		case h.seq == f.header.seq && h.free: // or its end
+			f = &foundSegment{header: h, copies: 1}
+		case h.seq == f.header.seq && h.free && !f.header.free: // or its end
 			f.header.free = true
+		case h == f.header:
+			f.copies++
 		}
 	}
 	if f == nil || f.header.free {
@@ -182,7 +271,7 @@ func (l *Log) readHeader(seg int, mem []byte) (*foundSegment, error) {
 		h, err := decodeBitmap(blks[first*cfs.BlockSize:], &f.header, bits, l.segOffset(seg, first))
 		switch {
 		case cfs.KindOf(err) == cfs.Corrupt:
-			l.log.Warn("damaged bitmap", "segment", seg, "err", err) // or a crash tore it
+			l.damaged(flaw{partBitmap, seg, l.segOffset(seg, first), err})
 		case err == nil && h.generation > f.bitmap.generation:
 			f.bitmap, f.bits = h, bits
 		}

@@ -118,6 +118,14 @@ func newDeviceCollector(m *Metrics) *deviceCollector {
 	add(counter, "torn_records_total", "Shards that a crash tore before they were acknowledged, dropped at the start.", func(s *nvme.LogStats) float64 { return float64(s.TornRecords) })
 	add(counter, "write_errors_total", "Writes and flushes that failed.", func(s *nvme.LogStats) float64 { return float64(s.WriteErrors) })
 	add(counter, "read_errors_total", "Reads that failed.", func(s *nvme.LogStats) float64 { return float64(s.ReadErrors) })
+	add(counter, "scrubbed_bytes_total", "Bytes read to compare shards with their checksums.", func(s *nvme.LogStats) float64 { return float64(s.ScrubbedBytes) })
+	add(counter, "scrub_damaged_total", "Damaged shards found by comparing all of them; each pass counts them again.", func(s *nvme.LogStats) float64 { return float64(s.ScrubDamaged) })
+	add(gauge, "scrub_completed_timestamp_seconds", "When all shards were last compared with their checksums, in seconds since 1970; 0 for never.", func(s *nvme.LogStats) float64 {
+		if s.LastScrub.IsZero() {
+			return 0
+		}
+		return float64(s.LastScrub.UnixNano()) / 1e9
+	})
 	add(gauge, "free_segments", "Segments that nothing is in.", func(s *nvme.LogStats) float64 { return float64(s.FreeSegments) })
 	add(gauge, "given_up", "1 when too many reads or writes have failed: nothing is put any more.", func(s *nvme.LogStats) float64 {
 		if s.Failed {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"sort"
+	"time"
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/iopath"
@@ -17,9 +18,14 @@ type Config struct {
 	Devices map[cfs.DeviceID]*nvme.Log
 	Arena   *iopath.Arena
 	// Epoch is the epoch of a group as this node knows it; false for a group that it does not know.
-	Epoch   func(cfs.PGID) (cfs.Epoch, bool)
-	Logger  *slog.Logger
-	Metrics *Metrics
+	Epoch func(cfs.PGID) (cfs.Epoch, bool)
+	// ScrubBytesPerSecond bounds what Scrub reads of each device; 0 turns it off.
+	ScrubBytesPerSecond int64
+	// ScrubPause is the time from the start of one pass of Scrub to that of the next, unless
+	// the pass takes longer; 0 for DefaultScrubPause.
+	ScrubPause time.Duration
+	Logger     *slog.Logger
+	Metrics    *Metrics
 }
 
 // Store serves the shards of one node. Its methods may be called concurrently.
@@ -35,6 +41,9 @@ func New(cfg Config) *Store {
 	}
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics(nil)
+	}
+	if cfg.ScrubPause == 0 {
+		cfg.ScrubPause = DefaultScrubPause
 	}
 	s := &Store{cfg: cfg}
 	cfg.Metrics.watch(s)

@@ -38,6 +38,7 @@ type rig struct {
 	arena   *iopath.Arena
 	idle    int // bytes that the logs hold for themselves
 	devices []cfs.DeviceID
+	logs    map[cfs.DeviceID]*nvme.Log
 	epoch   atomic.Uint32
 	reg     *prometheus.Registry
 	store   *store.Store
@@ -60,15 +61,15 @@ func (r *rig) start() {
 	r.must(err)
 	r.arena = arena
 	r.closers = append(r.closers, arena.Close)
-	logs := map[cfs.DeviceID]*nvme.Log{}
+	r.logs = map[cfs.DeviceID]*nvme.Log{}
 	for slot := range uint16(2) {
 		id := cfs.MakeDeviceID(testNode, slot)
 		r.devices = append(r.devices, id)
-		logs[id] = r.openLog(id)
+		r.logs[id] = r.openLog(id)
 	}
 	r.idle = arena.InUse()
 	r.store = store.New(store.Config{
-		Node: testNode, Devices: logs, Arena: arena, Metrics: store.NewMetrics(r.reg),
+		Node: testNode, Devices: r.logs, Arena: arena, Metrics: store.NewMetrics(r.reg),
 		Epoch: func(pg cfs.PGID) (cfs.Epoch, bool) { return cfs.Epoch(r.epoch.Load()), pg == testPG },
 	})
 	srv := wire.NewServer(wire.ServerConfig{

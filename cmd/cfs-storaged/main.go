@@ -1,4 +1,5 @@
-// Command cfs-storaged runs one ClaudeFS server: the same as `cfs server`.
+// Command cfs-storaged runs one ClaudeFS server, the same as `cfs server`, and
+// checks a device that no server has open.
 package main
 
 import (
@@ -8,4 +9,8 @@ import (
 	"github.com/claudefs/claudefs/cmd/internal/servercmd"
 )
 
-func main() { os.Exit(cli.Main(servercmd.New("cfs-storaged"))) }
+func main() {
+	root := servercmd.New("cfs-storaged")
+	root.AddCommand(fsckCommand())
+	os.Exit(cli.Main(root))
+}

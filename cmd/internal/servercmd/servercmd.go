@@ -11,23 +11,28 @@ import (
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/cmd/internal/cli"
+	"github.com/claudefs/claudefs/internal/units"
 	"github.com/claudefs/claudefs/node"
 )
 
 // clockOffsetEnv sets the server's clock off, for tests: a duration.
 const clockOffsetEnv = "CLAUDEFS_CLOCK_OFFSET"
 
+// defaultScrubRate is what is read of each device, in bytes per second: 4 TiB in a day and a half.
+const defaultScrubRate units.Bytes = 32 << 20
+
 // flags are the command line's values, as given.
 type flags struct {
 	cfg      node.Config
 	nodeID   uint16
+	scrub    units.Bytes
 	logLevel string
 	profile  string
 }
 
 // New makes the command; use is its name.
 func New(use string) *cobra.Command {
-	f := &flags{}
+	f := &flags{scrub: defaultScrubRate}
 	cmd := &cobra.Command{
 		Use:   use,
 		Short: "run one server: its devices' shards, a replica of the namespace, metrics",
@@ -51,6 +56,7 @@ devices and a data directory that belong to another cluster or node are refused.
 	fl.Uint8Var(&f.cfg.Site, "site-id", 0, "the site's number")
 	fl.StringVar(&f.cfg.Metrics, "metrics", "", "HOST:PORT to serve /metrics and /healthz on (default: nowhere)")
 	fl.BoolVar(&f.cfg.Force, "force", false, "format devices of another cluster, with other data or with a damaged superblock: what they hold is lost")
+	fl.Var(&f.scrub, "scrub-rate", "bytes per second of each device that are read to compare all shards with their checksums, once a day; 0 turns it off")
 	fl.StringVar(&f.profile, "profile", "", "write a profile to the data directory: "+cli.ProfileHelp)
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	for _, name := range []string{"cluster-id", "node-id", "listen", "data-dir", "device"} {
@@ -74,6 +80,7 @@ func (f *flags) run(cmd *cobra.Command) error {
 			return cli.Usage(clockOffsetEnv, "%q is not a duration", off)
 		}
 	}
+	f.cfg.ScrubBytesPerSecond = int64(f.scrub)
 	f.cfg.NodeID, f.cfg.Logger = cfs.NodeID(f.nodeID), log.With("node", f.nodeID)
 	srv, err := node.Start(cmd.Context(), f.cfg)
 	if err != nil {
