@@ -234,7 +234,7 @@ func TestCheckFinds(t *testing.T) {
 			reseal(p, bitmapOf(sealed))
 		}, ProblemBit, sealedPayload + 4096, false, 0, 0},
 		{"bit out of range", func(p []byte) { p[bitmapOf(sealed)+bitmapFixedBytes] |= 1; reseal(p, bitmapOf(sealed)) }, ProblemBit, bitmapOf(sealed), false, 0, 0},
-		{"bitmap covers too much", func(p []byte) { p[bitmapOf(open)+32] = byte(blocks); reseal(p, bitmapOf(open)) }, ProblemBitmap, bitmapOf(open), false, 0, 0},
+		{"bitmap covers too much", func(p []byte) { p[bitmapOf(open)+32] = byte(blocks + 1); reseal(p, bitmapOf(open)) }, ProblemBitmap, bitmapOf(open), false, 0, 0},
 		{"footer", func(p []byte) { flip(p, at(sealed, blocks-1)+3000) }, ProblemFooter, at(sealed, blocks-1), true, 0, 0},
 		{"footer that is gone", func(p []byte) { clear(p[at(sealed, blocks-1):at(sealed, blocks)]) }, "", 0, false, 0, 0},
 		{"footer line", func(p []byte) { flip(p, at(sealed, blocks-1)+footerFixedBytes+8); reseal(p, at(sealed, blocks-1)) }, ProblemLine, -1, false, 1, 0},

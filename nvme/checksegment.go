@@ -245,10 +245,9 @@ func (s *segmentCheck) compareFooter(at map[uint16]int) (listed []bool) {
 // compareBitmap looks for bits that no record has.
 func (s *segmentCheck) compareBitmap(at map[uint16]int) {
 	f := s.found
-	tail := max(f.fill.tail, s.footer.fill.tail)
 	slot := segHeaderBlocks + uint32(f.bitmap.generation%bitmapSlots)*bitmapBlocks(s.segBlocks)
-	if f.bitmap.covered < s.firstData || f.bitmap.covered > tail {
-		s.add(ProblemBitmap, slot, false, "it covers what is in front of block %d, the batches end at block %d", f.bitmap.covered, tail)
+	if f.bitmap.covered < s.firstData || f.bitmap.covered > s.segBlocks {
+		s.add(ProblemBitmap, slot, false, "it covers what is in front of block %d of %d", f.bitmap.covered, s.segBlocks)
 	}
 	inFooter := make(map[uint16]bool, len(s.footer.lines))
 	for i := range s.footer.lines {

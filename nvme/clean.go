@@ -42,18 +42,18 @@ func (l *Log) clean() {
 			l.changed.Wait()
 			continue
 		}
-		sp.cleaning = true
+		sp.cleaning, sp.victim = true, seg
 		err := l.cleanLocked(seg)
-		sp.cleaning = false
+		sp.cleaning, sp.victim = false, none
 		sp.fruitless++
 		switch s := &sp.segs[seg]; {
 		case err == nil && s.live == 0:
 			l.stats.Cleaned++
 		case cfs.KindOf(err) == cfs.NoSpace:
 			sp.stuck = true
-		case !l.stopping:
-			l.log.Error("segment cannot be cleaned", "segment", seg, "left", s.live, "err", err)
-			s.unreaped = true
+		case !l.stopping && l.broken == nil:
+			l.log.Error("segment not cleaned", "segment", seg, "left", s.live, "err", err)
+			s.unreaped = s.unreaped || err == nil // its records are not where it says
 		}
 		l.changed.Broadcast()
 	}
@@ -102,6 +102,7 @@ func (l *Log) cleanLocked(seg int) error {
 	}()
 	lines, err := l.linesLocked(seg)
 	if err != nil {
+		s.unreaped = true
 		return err
 	}
 	slices.SortFunc(lines, func(a, b footerLine) int { return cmp.Compare(a.payload, b.payload) })
@@ -200,6 +201,7 @@ func (l *Log) moveLocked(seg int, lines []footerLine) (*batch, error) {
 	l.mu.Lock()
 	l.stats.CRCFailures += uint64(damaged)
 	if err != nil {
+		s.unreaped = true
 		if cfs.KindOf(err) != cfs.Corrupt {
 			l.readFailedLocked(err)
 		}

@@ -272,6 +272,9 @@ func (l *Log) Delete(keys []Key) int {
 		l.forgetLocked(&e)
 	}
 	l.stats.Deletes += uint64(n)
+	if n > 0 && len(l.space.free) < cleanBelow {
+		l.changed.Broadcast() // the cleaner may have work
+	}
 	return n
 }
 
@@ -451,7 +454,8 @@ func (l *Log) Stats() LogStats {
 
 // Close ends a scrub, waits for the puts and gets inside, refuses later ones, writes a last
 // checkpoint, and gives the arena's memory back. The device stays open. The
-// error is the checkpoint's: then a later start may find deleted records.
+// error is the checkpoint's: then a later start may find deleted records. There is
+// no checkpoint on a device that was given up.
 func (l *Log) Close() error {
 	l.mu.Lock()
 	if l.closed {

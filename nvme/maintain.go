@@ -44,6 +44,7 @@ func (l *Log) maintain() {
 		l.space.preparing = false
 		if err != nil {
 			l.failedLocked(err)
+			l.flushFailedLocked(nil, err) // it may have been a flush that failed, for puts too
 		}
 		l.changed.Broadcast()
 	}

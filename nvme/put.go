@@ -320,6 +320,9 @@ func (l *Log) write(b *batch, staging *iopath.Buf) {
 	switch {
 	case err != nil:
 		b.state = batchDone
+		if b.err == nil {
+			l.failedLocked(err)
+		}
 		l.failBatchLocked(b, err)
 		l.settleLocked(b.seg)
 	case b.err != nil || l.info.WriteThrough: // failed by one before it, or durable
@@ -382,12 +385,28 @@ func (l *Log) flushRoundLocked() {
 	err := l.dev.Flush()
 	l.mu.Lock()
 	l.stats.Flushes++
+	if err != nil {
+		l.failedLocked(err)
+		l.flushFailedLocked(covered, err)
+		return
+	}
 	for _, b := range covered {
 		b.state = batchDone
-		if err != nil && b.err == nil {
-			// What the flush did not reach is unknown, and a later flush would not say.
-			l.failBatchLocked(b, err)
-		}
+	}
+	for _, b := range covered {
+		l.settleLocked(b.seg)
+	}
+}
+
+// flushFailedLocked fails the batches that a flush should have made durable, and
+// those that were written meanwhile and wait for the next: what the flush did
+// not reach is unknown, and a later flush would not say.
+func (l *Log) flushFailedLocked(covered []*batch, err error) {
+	covered = append(covered, l.unflushed...)
+	l.unflushed = nil
+	for _, b := range covered {
+		b.state = batchDone
+		l.failBatchLocked(b, err)
 	}
 	for _, b := range covered {
 		l.settleLocked(b.seg)
@@ -399,11 +418,7 @@ func (l *Log) failBatchLocked(b *batch, err error) {
 	if b.err != nil {
 		return
 	}
-	l.failedLocked(err)
 	s := &l.space.segs[b.seg]
-	if s.failedAt == 0 || b.block < s.failedAt {
-		s.failedAt = b.block
-	}
 	for _, o := range s.flow {
 		if o.block >= b.block && o.err == nil {
 			o.err = err
@@ -435,6 +450,7 @@ func (l *Log) settleLocked(seg int) {
 			l.passSmallLocked()
 		}
 		b.state = batchAnswered
+		s.dirty = s.dirty || b.err != nil // a bitmap has to leave it out
 		s.writers--
 		l.moves = slices.DeleteFunc(l.moves, func(o *batch) bool { return o == b })
 	}
@@ -460,6 +476,7 @@ func (l *Log) insertLocked(p *put, b *batch, payload uint32) {
 	}
 	if _, _, err := l.index.put(&p.rec, b.seg, b.block, payload); err != nil {
 		p.err = err
+		s.dirty = true
 		return
 	}
 	l.rememberLocked(b.seg, payload, blocks)

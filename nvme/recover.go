@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"hash/crc32"
 	"slices"
+	"sync"
 
 	"github.com/claudefs/claudefs/cfs"
 )
@@ -100,6 +101,11 @@ func (r *recovery) adopt(f *foundSegment) error {
 	s := &l.space.segs[seg]
 	*s = segment{seq: f.header.seq, salt: f.header.salt, stream: f.header.stream, sealedSeq: f.header.seq,
 		generation: f.bitmap.generation, footed: f.footed, tail: f.fill.tail, payload: f.fill.payload, records: uint32(len(f.lines))}
+	if !f.footed {
+		// Behind a batch header that is damaged the bitmap may know of more. What comes
+		// next must not lie where the bitmap says that nothing lives.
+		s.tail = max(s.tail, min(f.bitmap.covered, l.segBlocks))
+	}
 	l.space.lastSeq = max(l.space.lastSeq, s.seq)
 	if f.header.free || len(f.lines) == 0 && !f.footed {
 		return nil // its life is over, or has not begun
@@ -208,6 +214,7 @@ func readInOrder[S any](found []S, read func(s S, mem []byte) error, visit func(
 	}
 	ahead := make(chan struct{}, 2*maxScanners) // read, or being read, and not visited
 	stop := make(chan struct{})
+	halt := sync.OnceFunc(func() { close(stop) })
 	ended := make(chan struct{})
 	var readErr error
 	go func() {
@@ -223,6 +230,8 @@ func readInOrder[S any](found []S, read func(s S, mem []byte) error, visit func(
 			err := read(found[i], mem)
 			if err == nil {
 				close(ready[i])
+			} else {
+				halt() // nobody waits to be admitted any more, or the visitor would wait for ever
 			}
 			return err
 		})
@@ -240,7 +249,7 @@ func readInOrder[S any](found []S, read func(s S, mem []byte) error, visit func(
 		found[i] = *new(S) // its memory can go
 		<-ahead
 	}
-	close(stop)
+	halt()
 	<-ended
 	return err
 }

@@ -135,7 +135,7 @@ func (l *layout) readFooter(f *foundSegment, mem []byte) error {
 			return err
 		}
 		var p footerPart
-		if p, lines, err = decodeFooterPart(blk, &f.header, l.segOffset(seg, block), lines); err != nil || p.part != part || p.parts != end.parts {
+		if p, lines, err = decodeFooterPart(blk, &f.header, l.segOffset(seg, block), lines); err != nil || p.part != part || p.parts != end.parts || p.total != end.total || p.fill != end.fill {
 			if err == nil || err == cfs.NotFound {
 				err = cfs.Errorf("footer", cfs.Corrupt, "part %d of %d is not there", part, end.parts)
 			}

@@ -54,7 +54,6 @@ type segment struct {
 	tail      uint32 // next block to fill
 	payload   uint32 // blocks of all payloads in it, dead ones too
 	records   uint32 // that were placed in it
-	failedAt  uint32 // block of the first batch that failed, 0 for none
 
 	live, liveBlocks uint32 // records, and blocks of their payloads
 	readers          uint32 // gets that read from it
@@ -73,12 +72,9 @@ func (s *segment) header(sb *Superblock, index uint32) segmentHeader {
 // idle reports that nothing in the segment is live, read or in flight.
 func (s *segment) idle() bool { return s.live == 0 && s.readers == 0 && s.writers == 0 }
 
-// settled is the block in front of which every batch is durable.
+// settled is the block in front of which every batch has been answered.
 func (s *segment) settled() uint32 {
-	switch {
-	case s.failedAt != 0:
-		return s.failedAt
-	case len(s.flow) > 0:
+	if len(s.flow) > 0 {
 		return s.flow[0].block
 	}
 	return s.tail
@@ -112,13 +108,14 @@ type space struct {
 	sealed    []int // to get a footer
 	preparing bool  // the maintainer is at work on a segment
 	cleaning  bool  // the cleaner is at work on one
+	victim    int   // that one, or none
 	stuck     bool  // the cleaner has nothing to move records to: its reserve went bad
 	fruitless int   // segments cleaned since puts got one
 	lastSeq   uint64
 }
 
 func newSpace(segments int) space {
-	sp := space{segs: make([]segment, segments)}
+	sp := space{segs: make([]segment, segments), victim: none}
 	for i := range sp.streams {
 		sp.streams[i] = stream{open: none, ready: none}
 	}
@@ -147,7 +144,7 @@ func (l *Log) reserveLocked(to uint8, blocks, records uint32) (seg int, block ui
 func (l *Log) roomLocked(to uint8, blocks, records uint32) error {
 	sp := &l.space
 	st := &sp.streams[to]
-	for {
+	for asked := false; ; {
 		if l.broken != nil {
 			return l.broken
 		}
@@ -166,9 +163,9 @@ func (l *Log) roomLocked(to uint8, blocks, records uint32) error {
 			}
 			l.changed.Broadcast() // the maintainer has work
 		case l.comingLocked(to):
-			if !st.wanted {
-				st.wanted = true
-				l.changed.Broadcast()
+			if !asked {
+				asked, st.wanted = true, true
+				l.changed.Broadcast() // the maintainer, or the cleaner, has work
 			}
 			l.changed.Wait()
 		case st.open != none && l.deadPartLocked(st.open) >= leastWin:
@@ -194,13 +191,13 @@ func (l *Log) comingLocked(to uint8) bool {
 		return true
 	}
 	for i := range sp.segs {
-		if s := &sp.segs[i]; s.state == segFull && s.live == 0 {
-			return true // when its last reader or writer has gone
+		if s := &sp.segs[i]; s.state == segFull && s.live == 0 && (to == putStream || i != sp.victim) {
+			return true // when its last reader or writer has gone; the cleaner is not to wait for itself
 		}
 	}
 	// The cleaner may move records from one segment to another for ever without
 	// winning one, when the rests that it leaves are as large as what it wins.
-	return to == putStream && !sp.stuck && sp.fruitless < len(sp.segs) && (sp.cleaning || l.victimLocked() != none)
+	return to == putStream && !l.stopping && !sp.stuck && sp.fruitless < len(sp.segs) && (sp.cleaning || l.victimLocked() != none)
 }
 
 // sealLocked ends the filling of a segment.
