@@ -60,6 +60,7 @@ test: deps build ## everything: tidy rules, unit and whole-cluster tests, race d
 	$(if $(RACE_PKGS),CGO_ENABLED=0 $(TEST) -timeout 2m -run '(?i)alloc' $(RACE_PKGS))
 	@echo "== the reference I/O engine, under the same suite"
 	CGO_ENABLED=0 $(TEST) -timeout 2m $(REFERENCE) -run 'IouringGo' ./iopath
+	CGO_ENABLED=0 $(GO) build $(REFERENCE) -o /dev/null ./cmd/cfs-perf
 	@echo "== NVMe devices, in a virtual machine"
 	@hack/vm-test.sh short
 	@echo "== whole clusters"

@@ -58,7 +58,7 @@ if [[ ${1:-} == guest ]]; then
     run "mount it" mount -t ext4 /dev/nvme0n1 /run/vm/nvme
     run "a device that is mounted" tests nvme nvme.test -test.run '^TestDeviceBusy$' -device.busy=/dev/nvme0n1,/dev/ng0n1
     TMPDIR=/run/vm/nvme run "engines on files" tests iopath iopath.test
-    umount /run/vm/nvme
+    umount /run/vm/nvme || true # the failure to mount it has been told
   fi
   ((${#failed[@]})) || exit 0
   printf '== failed in the guest: %s\n' "${failed[@]}"

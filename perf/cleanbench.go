@@ -63,10 +63,10 @@ func (c *CleanConfig) check() error {
 		return cfs.Errorf("--live", cfs.Usage, "%g, want more than 0 and less than 1", c.Live)
 	case !(c.Warmup >= 0 && c.Warmup <= maxRounds):
 		return cfs.Errorf("--warmup", cfs.Usage, "%g, want 0 to %d", c.Warmup, maxRounds)
-	case c.SegmentBytes < nvme.MinSegmentBytes || c.SegmentBytes > nvme.MaxSegmentBytes:
-		return cfs.Errorf("--segment-size", cfs.Usage, "%s, want %s to %s", c.SegmentBytes, units.Bytes(nvme.MinSegmentBytes), units.Bytes(nvme.MaxSegmentBytes))
+	case c.SegmentBytes == 0:
+		return cfs.Errorf("--segment-size", cfs.Usage, "is not given")
 	}
-	return errors.Join(checkRecord(int(c.RecordBytes)), checkRounds(c.Rounds))
+	return errors.Join(checkSegment(c.SegmentBytes), checkRecord(int(c.RecordBytes)), checkRounds(c.Rounds))
 }
 
 func (c *CleanConfig) deviceBytes() int64 {

@@ -128,6 +128,9 @@ func (d *disk) take(st os.FileInfo, use diskUse, force bool) error {
 	if use != toRead {
 		flags = os.O_RDWR
 	}
+	if use == toWrite && !mode.IsRegular() {
+		flags |= os.O_EXCL // refused while mounted or claimed, whatever force says
+	}
 	f, err := os.OpenFile(d.path, flags, 0)
 	if err != nil {
 		return cfs.E(op, cfs.KindOf(err), err)

@@ -23,6 +23,14 @@ const (
 	OpGet = "get"
 )
 
+// checkSegment refuses a size that segments cannot have; 0 is the default.
+func checkSegment(n units.Bytes) error {
+	if n != 0 && (n < nvme.MinSegmentBytes || n > nvme.MaxSegmentBytes) {
+		return cfs.Errorf("--segment-size", cfs.Usage, "%s, want %s to %s", n, units.Bytes(nvme.MinSegmentBytes), units.Bytes(nvme.MaxSegmentBytes))
+	}
+	return nil
+}
+
 // LogJob is one load on a log.
 type LogJob struct {
 	Op         string      `json:"op"`    // put or get

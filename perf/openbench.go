@@ -142,7 +142,7 @@ func (c *OpenConfig) check() error {
 	if c.Records < 1 || c.Records > maxOpenRecords {
 		return cfs.Errorf("--records", cfs.Usage, "%d, want 1 to %d", c.Records, maxOpenRecords)
 	}
-	if err := checkRecord(int(c.RecordBytes)); err != nil {
+	if err := errors.Join(checkRecord(int(c.RecordBytes)), checkSegment(c.SegmentBytes)); err != nil {
 		return err
 	}
 	return checkRounds(c.Rounds)

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"math"
 	"sync"
 	"time"
 
@@ -17,7 +18,7 @@ const healthEvery = 30 * time.Second
 type healthFigure struct {
 	desc  *prometheus.Desc
 	kind  prometheus.ValueType
-	value func(*nvme.Health) float64
+	value func(*nvme.Health) float64 // NaN when the device does not say
 }
 
 // healthCollector reports how the devices are doing that say so.
@@ -44,7 +45,12 @@ func newHealthCollector(m *Metrics) *healthCollector {
 	gauge, counter := prometheus.GaugeValue, prometheus.CounterValue
 	add(gauge, "critical", "Bits of what is wrong, 0 for nothing: 1 spare low, 2 temperature, 4 reliability, 8 read only, 16 backup, 32 persistent memory.",
 		func(h *nvme.Health) float64 { return float64(h.Critical) })
-	add(gauge, "temperature_celsius", "Temperature of the device.", func(h *nvme.Health) float64 { return float64(h.TemperatureCelsius) })
+	add(gauge, "temperature_celsius", "Temperature of the device.", func(h *nvme.Health) float64 {
+		if h.TemperatureCelsius == math.MinInt {
+			return math.NaN() // it does not say
+		}
+		return float64(h.TemperatureCelsius)
+	})
 	add(gauge, "spare_percent", "Spare blocks that are left.", func(h *nvme.Health) float64 { return float64(h.SparePercent) })
 	add(gauge, "used_percent", "Part of the rated endurance that is used; may exceed 100.", func(h *nvme.Health) float64 { return float64(h.UsedPercent) })
 	add(counter, "written_bytes_total", "Bytes that hosts have written in the device's life.", func(h *nvme.Health) float64 { return float64(h.BytesWritten) })
@@ -72,8 +78,8 @@ func (c *healthCollector) Collect(out chan<- prometheus.Metric) {
 	for _, id := range s.Devices() {
 		r, asked := c.last[id]
 		if !asked || time.Since(r.at) > healthEvery {
-			r.at = time.Now()
 			r.health, r.err = s.cfg.Devices[id].Health()
+			r.at = time.Now()
 			c.last[id] = r
 			if r.err != nil && cfs.KindOf(r.err) != cfs.Unsupported {
 				s.cfg.Logger.Warn("device health unknown", "device", id.String(), "err", r.err)
@@ -83,7 +89,9 @@ func (c *healthCollector) Collect(out chan<- prometheus.Metric) {
 			continue
 		}
 		for _, f := range c.figures {
-			out <- prometheus.MustNewConstMetric(f.desc, f.kind, f.value(&r.health), id.String())
+			if v := f.value(&r.health); !math.IsNaN(v) {
+				out <- prometheus.MustNewConstMetric(f.desc, f.kind, v, id.String())
+			}
 		}
 	}
 }

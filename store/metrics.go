@@ -104,7 +104,7 @@ func newDeviceCollector(m *Metrics) *deviceCollector {
 	}
 	gauge, counter := prometheus.GaugeValue, prometheus.CounterValue
 	add(gauge, "capacity_bytes", "Bytes that the device can hold.", func(s *nvme.LogStats) float64 { return float64(s.CapacityBytes) })
-	add(gauge, "used_bytes", "Bytes of the segments that are not free.", func(s *nvme.LogStats) float64 { return float64(s.UsedBytes) })
+	add(gauge, "used_bytes", "Bytes of shards and what lies around them.", func(s *nvme.LogStats) float64 { return float64(s.UsedBytes) })
 	add(gauge, "live_bytes", "Bytes of shards that are not deleted.", func(s *nvme.LogStats) float64 { return float64(s.LiveBytes) })
 	add(gauge, "index_bytes", "Memory for the index of shards and the bitmaps of segments.", func(s *nvme.LogStats) float64 { return float64(s.IndexBytes + s.BitmapBytes) })
 	add(counter, "put_bytes_total", "Bytes of shards put.", func(s *nvme.LogStats) float64 { return float64(s.PutBytes) })

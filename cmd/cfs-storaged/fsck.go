@@ -53,8 +53,12 @@ is marked so. Exit status: 0 clean, 1 problems or a failure, 2 a wrong command l
 			} else {
 				err = printReport(out, report)
 			}
-			if err == nil && !report.Clean() {
+			switch {
+			case err != nil:
+			case !report.Clean():
 				err = cfs.Errorf(report.Path, cfs.Corrupt, "%d problems", report.Found)
+			case report.StartError != "":
+				err = cfs.Errorf(report.Path, cfs.Invalid, "a start would fail: %s", report.StartError)
 			}
 			return err
 		},
