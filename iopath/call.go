@@ -29,6 +29,7 @@ type call struct {
 	pending  int   // operations of the batch that have not ended
 	behind   *call // the next in the callQueue
 	canceled bool  // by Cancel; holds for what the caller still continues
+	baton    bool  // the caller is woken to see to the queue; its call has not ended by that
 	wake     chan struct{}
 }
 

@@ -8,9 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Command is one NVMe command for a character device /dev/ngXnY, as struct
-// nvme_uring_cmd of linux/nvme_ioctl.h has it. It is the engine's until the
-// call returns.
+// Command is one NVMe command for a character device, as struct nvme_uring_cmd of
+// linux/nvme_ioctl.h has it. It is the engine's until the call returns.
 type Command struct {
 	Opcode uint8
 	Flags  uint8
@@ -34,7 +33,8 @@ type Command struct {
 // CommandSet is the queue that commands go to; its value is the kernel's number.
 type CommandSet uint32
 
-// The command sets: those of I/O queues, and of the controller's admin queue.
+// The command sets: those of I/O queues, which a namespace's /dev/ngXnY takes, and
+// of the admin queue, which the controller's /dev/nvmeX takes.
 const (
 	CommandIO    CommandSet = 0xC0484E80 // NVME_URING_CMD_IO
 	CommandAdmin CommandSet = 0xC0484E82 // NVME_URING_CMD_ADMIN

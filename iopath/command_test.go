@@ -108,7 +108,7 @@ func TestCommandsArrive(t *testing.T) {
 func prepared(r *Ring, b batch) [sqeCommandBytes]byte {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c := &call{batch: b, pending: 2, wake: make(chan struct{}, 1)}
+	c := &call{batch: b, pending: 2, wake: make(chan struct{}, 2)}
 	r.prepareLocked(c, 0)
 	var out [sqeCommandBytes]byte
 	copy(out[:], r.q.sqeMem[((r.q.localTail-1)&r.q.sqMask)*r.q.sqeStep:][:r.q.sqeStep])

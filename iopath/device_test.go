@@ -55,12 +55,16 @@ func openDevice(t *testing.T, characters bool) *os.File {
 	return f
 }
 
+func deviceSuite() map[string]func(*testing.T, Engine, *Arena, *os.File) {
+	return map[string]func(*testing.T, Engine, *Arena, *os.File){
+		"RoundTrip": roundTrip, "Batches": inBatches, "Concurrency": concurrently, "End": deviceEnd,
+	}
+}
+
 // TestDevice is what of the suite makes sense on a device, in every shape.
 func TestDevice(t *testing.T) {
 	eachShape(t, func(t *testing.T, cfg RingConfig) {
-		for name, test := range map[string]func(*testing.T, Engine, *Arena, *os.File){
-			"RoundTrip": roundTrip, "Batches": inBatches, "Concurrency": concurrently, "End": deviceEnd,
-		} {
+		for name, test := range deviceSuite() {
 			t.Run(name, func(t *testing.T) {
 				f := openDevice(t, false)
 				a := testArena(t, 16<<20)
@@ -180,5 +184,40 @@ func TestPollFallsBack(t *testing.T) {
 		if n := strings.Count(text.String(), "without polling"); n != 1 {
 			t.Errorf("%d lines say that there is no polling:\n%s", n, &text)
 		}
+	}
+}
+
+// polledEngine is a ring that takes regular files for devices that can be polled.
+type polledEngine struct{ *Ring }
+
+func (e polledEngine) RegisterFile(f *os.File) (File, error) {
+	file, err := e.register(f)
+	if err == nil {
+		file.polled, err = e.polled.probe(f)
+	}
+	return file, err
+}
+
+// TestPolledRing runs a ring whose second ring polls, without a device that can
+// be polled: the second one is not set up for it, but driven as if it were.
+func TestPolledRing(t *testing.T) {
+	for name, test := range deviceSuite() {
+		t.Run(name, func(t *testing.T) {
+			a := testArena(t, 16<<20)
+			r := mustRing(t, RingConfig{Entries: engineEntries, Arena: a})
+			var err error
+			r.polled, err = newRing(RingConfig{Entries: engineEntries, Arena: a, SingleIssuer: true, Logger: r.log}, 0, true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			f := testFile(t, 0)
+			if err := f.Truncate(8 << 20); err != nil {
+				t.Fatal(err)
+			}
+			test(t, polledEngine{r}, a, f)
+			if err := r.Close(); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

@@ -24,17 +24,18 @@
 // flight. Queued calls are given slots, submitted and reaped by "pumping"
 // (pump.go), under the ring's mutex. Who pumps is the difference between the shapes.
 //
-// Shared, the default, is for many goroutines. A caller that finds the ring empty
-// waits in the kernel, as a plain read would. Otherwise it yields once before
-// it submits, so that the goroutines which the last completions have woken queue
-// theirs too, and submits for them all: under load most callers make no system
-// call. Who submits reaps what has completed by then, and one goroutine, parked
-// in Go's netpoller on an eventfd that the ring writes to, reaps the rest.
+// Shared, the default, is for many goroutines. The first caller leads: until it
+// has its own answer it waits in the kernel, as a plain read would, and reaps for
+// all. It yields to the callers that it wakes, who queue their next operations,
+// and submits those for them: under load most callers make no system call. Who
+// comes while the leader waits submits for itself, in the same way. While nobody
+// leads, a goroutine parked in Go's netpoller on an eventfd that the ring
+// writes to reaps. The mutex is free during all of these system calls.
 //
 // [RingConfig.SingleIssuer] has a locked thread pump (issuer.go). The kernel then
 // needs no lock and runs completions when they are asked for (SINGLE_ISSUER,
-// DEFER_TASKRUN). It costs callers a wake of that thread, so it is for few callers
-// with large batches.
+// DEFER_TASKRUN). A lone caller pays for waking that thread, so it is for large
+// batches or many callers.
 //
 // [RingConfig.Poll] adds a ring whose thread polls the device instead of
 // having it interrupt (IOPOLL). Reads and writes of files that can be polled go

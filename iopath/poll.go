@@ -16,6 +16,10 @@ func (r *Ring) registerPolled(f *os.File) (int32, error) {
 	if st, err := f.Stat(); err != nil || st.Mode().IsRegular() {
 		return -1, cfs.Errorf("register "+f.Name(), cfs.Unsupported, "only devices are polled")
 	}
+	return r.probe(f)
+}
+
+func (r *Ring) probe(f *os.File) (int32, error) {
 	file, err := r.register(f)
 	if err != nil {
 		return -1, err

@@ -59,7 +59,9 @@ func (r *Ring) run(c *call, b batch) {
 		r.seeToLocked(c)
 	}
 	r.mu.Unlock()
-	<-c.wake
+	for <-c.wake; c.baton; <-c.wake {
+		r.takeOver(c)
+	}
 }
 
 // seeToLocked has what is queued submitted: by c's caller, who waits for it, or,
@@ -116,16 +118,35 @@ func (r *Ring) yieldLocked() {
 	r.gathering--
 }
 
-// pumpLocked submits what waits as far as there are slots, and reaps. A ring that
-// is closed and drained has no queues any more.
+// pumpLocked submits what waits, as far as there are slots, and reaps. What comes
+// meanwhile it leaves to the next, so that no caller is kept when it has its answer.
 func (r *Ring) pumpLocked() {
+	if r.closed && r.inFlightLocked() == 0 {
+		return // there are no queues any more
+	}
 	r.pumping++
-	for more := true; more && (!r.closed || r.inFlightLocked() > 0); more = r.asks || r.waiting.head != nil && len(r.free) > 0 {
+	for more := true; more; more = r.asks {
 		r.admitLocked()
 		r.submitLocked(false)
 		r.reapLocked()
 	}
+	if c := r.waiting.head; c != nil && len(r.free) > 0 && r.gathering == 0 {
+		r.gathering++
+		c.baton = true
+		c.wake <- struct{}{} // has room, see endedLocked
+	}
 	r.pumpedLocked()
+}
+
+// takeOver is for a caller that was woken to see to the queue.
+func (r *Ring) takeOver(c *call) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.gathering--
+	if c.baton = false; c.pending == 0 {
+		c = nil
+	}
+	r.seeToLocked(c)
 }
 
 // pumpedLocked tells Close of a caller that has done with the queues.
@@ -307,7 +328,7 @@ func (r *Ring) completedLocked(e cqe) {
 func (r *Ring) endedLocked(c *call) {
 	if c.pending--; c.pending == 0 {
 		r.wakes++
-		c.wake <- struct{}{} // has room: one batch, one wake
+		c.wake <- struct{}{} // has room for two: the baton, and the end
 	}
 }
 

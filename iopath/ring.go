@@ -33,7 +33,7 @@ type RingConfig struct {
 	// of its entries (SQE128 and CQE32, since Linux 5.19).
 	Commands bool
 	// SingleIssuer gives the ring a thread that alone enters the kernel, the
-	// cheapest for few callers with large batches; see the package doc.
+	// cheapest for large batches; see the package doc.
 	SingleIssuer bool
 	// Poll reads and writes files whose device can be polled (O_DIRECT, and a
 	// driver with polling queues) without interrupts: a thread of the ring's spins
@@ -99,11 +99,11 @@ func NewRing(cfg RingConfig) (*Ring, error) {
 	if cfg.Entries < 1 || cfg.Entries > maxRingEntries {
 		return nil, cfs.Errorf("make io_uring", cfs.Invalid, "%d entries, want 1 to %d", cfg.Entries, maxRingEntries)
 	}
-	r, err := newRing(cfg, 0)
+	r, err := newRing(cfg, 0, false)
 	if err != nil || !cfg.Poll {
 		return r, err
 	}
-	r.polled, err = newRing(RingConfig{Entries: cfg.Entries, Arena: cfg.Arena, SingleIssuer: true, Logger: cfg.Logger}, setupIOPoll)
+	r.polled, err = newRing(RingConfig{Entries: cfg.Entries, Arena: cfg.Arena, SingleIssuer: true, Logger: cfg.Logger}, setupIOPoll, true)
 	if err != nil {
 		cfg.Logger.Info("io_uring without polling", "err", err)
 		r.polled = nil
@@ -112,12 +112,13 @@ func NewRing(cfg RingConfig) (*Ring, error) {
 }
 
 // newRing makes one io_uring with these setup flags and those that cfg asks for.
-func newRing(cfg RingConfig, flags uint32) (*Ring, error) {
+// Who owns a polling one looks for completions instead of waiting for them.
+func newRing(cfg RingConfig, flags uint32, polling bool) (*Ring, error) {
 	r := &Ring{
-		log: cfg.Logger, commands: cfg.Commands, owned: cfg.SingleIssuer, polling: flags&setupIOPoll != 0,
+		log: cfg.Logger, commands: cfg.Commands, owned: cfg.SingleIssuer, polling: polling,
 		reaped: make(chan struct{}), bell: -1,
 	}
-	r.calls.New = func() any { return &call{wake: make(chan struct{}, 1)} }
+	r.calls.New = func() any { return &call{wake: make(chan struct{}, 2)} }
 	r.drained.L, r.work.L = &r.mu, &r.mu
 	var err error
 	if r.owned {

@@ -1,6 +1,11 @@
 package iopath
 
 import (
+	"bytes"
+	"errors"
+	"io"
+	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -73,7 +78,8 @@ func TestShards(t *testing.T) {
 	}
 }
 
-// TestRingOldKernel goes without the newer setup flags and without fixed files.
+// TestRingOldKernel goes without the newer setup flags, fixed files and the
+// muting of the eventfd.
 func TestRingOldKernel(t *testing.T) {
 	q, err := setupQueues(engineEntries, 0)
 	if err != nil {
@@ -89,11 +95,92 @@ func TestRingOldKernel(t *testing.T) {
 	a := testArena(t, 4<<20)
 	r := testRing(t, a, engineEntries)
 	r.hasTable = false
+	r.q.cqFlags = nil
 	engineRoundTrip(t, r, a)
 	engineConcurrency(t, r, a)
 	if err := r.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestSetupNewest asks for a flag that no kernel has.
+func TestSetupNewest(t *testing.T) {
+	var text strings.Builder
+	optional := append([]optionalFlag{{1 << 30, "TOMORROW"}}, optionalFlags(RingConfig{SingleIssuer: true})...)
+	q, err := setupNewest(engineEntries, 0, optional, slog.New(slog.NewTextHandler(&text, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Count(text.String(), "\n") != 1 || !strings.Contains(text.String(), "TOMORROW") {
+		t.Errorf("the log does not say in one line what is lacking:\n%s", &text)
+	}
+	q.unmap()
+	unix.Close(q.fd)
+	if _, err := setupNewest(engineEntries, 1<<30, optional, slog.New(slog.DiscardHandler)); err != unix.EINVAL {
+		t.Errorf("a flag that must be: %v", err)
+	}
+}
+
+// TestOutcome takes the kernel's answers one by one: all, some, none, errors.
+func TestOutcome(t *testing.T) {
+	f := File{name: "a file"}
+	p := make([]byte, 4096)
+	for _, c := range []struct {
+		code uint8
+		res  int32
+		n    int
+		over bool
+		is   error
+	}{
+		{opRead, 4096, 4096, true, nil}, {opRead, 512, 512, false, nil}, {opRead, 100, 100, true, io.EOF}, {opRead, 0, 0, true, io.EOF},
+		{opWrite, 4096, 4096, true, nil}, {opWrite, 100, 100, false, nil}, {opWrite, 0, 0, true, io.ErrShortWrite},
+		{opRead, -int32(unix.EINTR), 0, false, nil}, {opWrite, -int32(unix.EAGAIN), 0, false, nil},
+		{opRead, -int32(unix.EIO), 0, true, cfs.IO}, {opWrite, -int32(unix.ENOSPC), 0, true, cfs.NoSpace},
+		{opRead, -int32(unix.ETIMEDOUT), 0, true, cfs.Timeout}, {opRead, -int32(unix.ECANCELED), 0, true, cfs.Canceled}, {opRead, -int32(unix.ESHUTDOWN), 0, true, cfs.Closed},
+	} {
+		op := Transfer{P: p, Off: 8192, Sync: true, res: c.res}
+		n, over, err := op.outcome(c.code, f)
+		if n != c.n || over != c.over || !errors.Is(err, c.is) {
+			t.Errorf("operation %d, answer %d: %d, %t, %v, want %d, %t, %v", c.code, c.res, n, over, err, c.n, c.over, c.is)
+		}
+		if rest := op.rest(n); len(rest.P) != 4096-n || rest.Off != 8192+int64(n) || !rest.Sync {
+			t.Errorf("after %d bytes there are %d at %d to do", n, len(rest.P), rest.Off)
+		}
+	}
+}
+
+// TestShortTransfers meets the kernel's own short answers, at a pipe.
+func TestShortTransfers(t *testing.T) {
+	eachShape(t, func(t *testing.T, cfg RingConfig) {
+		r := mustRing(t, cfg)
+		pr, pw := testPipe(t)
+		pipe := mustRegister(t, r, pr)
+		want, got := make([]byte, 4096), make([]byte, 4096)
+		fillRandom(want, 1)
+		done := make(chan error)
+		go func() {
+			_, err := r.Read(pipe, got, 0)
+			done <- err
+		}()
+		for i := range 4 {
+			await(func() bool { return load(r).inFlight == 1 })
+			if _, err := pw.Write(want[1024*i:][:1024]); err != nil {
+				t.Fatal(err)
+			}
+			if i < 3 {
+				await(func() bool { // the part has been taken
+					n, err := unix.IoctlGetInt(int(pr.Fd()), unix.TIOCINQ)
+					return n == 0 && err == nil
+				})
+			}
+		}
+		if err := <-done; err != nil || !bytes.Equal(got, want) {
+			t.Errorf("other bytes came back, or %v", err)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestRingConfig(t *testing.T) {
