@@ -42,6 +42,79 @@ type Device struct {
 	Capacity uint64
 	Used     uint64 // as its node last reported; not replicated
 	FeedPos  uint64 // the delete feed is done up to here
+	Draining bool   // its shards go elsewhere, and it takes no new ones: an administrator removes it
+	Full     bool   // it has no room for more, as its node reports
+}
+
+// Usable reports that a device may be given new shards, as far as it goes.
+func (d *Device) Usable() bool {
+	return (d.State == StateUp || d.State == StateSuspect) && !d.Draining && !d.Full
+}
+
+// Leaving reports that the shards of a device must go elsewhere.
+func (d *Device) Leaving() bool { return d.Draining || d.State == StateOut }
+
+// JobKind is what a job does for its device.
+type JobKind uint8
+
+// The kinds of jobs.
+const (
+	JobRebuild   JobKind = iota + 1 // computes the shards of a lost device anew, elsewhere
+	JobDrain                        // moves the shards of a device elsewhere
+	JobRebalance                    // moves shards to a device that was added
+)
+
+// String is the form that people see.
+func (k JobKind) String() string {
+	switch k {
+	case JobRebuild:
+		return "rebuild"
+	case JobDrain:
+		return "drain"
+	case JobRebalance:
+		return "rebalance"
+	}
+	return "unknown"
+}
+
+// JobState is how far a job is.
+type JobState uint8
+
+// The states of a job. One that was cancelled leaves things as they are until the device is
+// drained or added again.
+const (
+	JobRunning JobState = iota + 1
+	JobPaused
+	JobDone
+	JobCancelled
+)
+
+// String is the form that people see.
+func (s JobState) String() string {
+	switch s {
+	case JobRunning:
+		return "running"
+	case JobPaused:
+		return "paused"
+	case JobDone:
+		return "done"
+	case JobCancelled:
+		return "cancelled"
+	}
+	return "unknown"
+}
+
+// Job is long work for one device; a device has at most one. Bytes are those of
+// shards on devices. The times are those of the commands that changed its state.
+type Job struct {
+	Device     DeviceID
+	Kind       JobKind
+	State      JobState
+	RateBytes  uint64 // bound of what each node moves for it in a second, 0 for none
+	DoneBytes  uint64
+	TotalBytes uint64
+	StartedNS  int64
+	ChangedNS  int64
 }
 
 // Slot is one place of a placement group. A filling slot takes puts and is
@@ -71,6 +144,7 @@ type Map struct {
 	Nodes     []Node
 	Devices   []Device
 	Groups    []PG
+	Jobs      []Job
 }
 
 // Statfs is the space of the file system, in bytes and inodes. Total and Free

@@ -1,6 +1,9 @@
 package cfs
 
-import "fmt"
+import (
+	"crypto/sha256"
+	"fmt"
+)
 
 // Geometry is the shape of a stripe: K data shards and M parity shards. It is a
 // value of each stripe's group, not a setting of the cluster.
@@ -44,7 +47,21 @@ const (
 	ExtentStripe
 	// ExtentUnwritten is allocated by fallocate and reads as zeros.
 	ExtentUnwritten
+	// ExtentDigest stands for an inline extent in Op.Expect: Inline is its digest. It is never stored.
+	ExtentDigest
 )
+
+// DigestSize is the length of the digest of an inline extent, in bytes.
+const DigestSize = sha256.Size
+
+// Digest is the extent as Op.Expect names it: an inline one by the SHA-256 of its bytes.
+func (e Extent) Digest() Extent {
+	if e.Kind == ExtentInline {
+		sum := sha256.Sum256(e.Inline)
+		e.Kind, e.Inline = ExtentDigest, sum[:]
+	}
+	return e
+}
 
 // Extent maps the bytes [Off, Off+Len) of a file. A stripe's part is
 // [StripeOff, StripeOff+Len) of the StripeLen data bytes of the stripe; shard i

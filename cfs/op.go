@@ -30,6 +30,7 @@ const (
 	// A range of kind ExtentHole is removed. With KeepSize the size does not grow.
 	OpWrite
 	// OpSwap replaces exactly the extents Expect by Extents {Ino, Expect, Extents, Epochs}; any difference is Conflict.
+	// An inline extent is expected by its digest (Extent.Digest).
 	OpSwap
 	// OpRelease ends this session's hold of an inode without a name {Ino}.
 	OpRelease
@@ -48,6 +49,13 @@ const (
 	OpSetGroups
 	// OpFeedDone says how far a device has followed the delete feed {Device: ID, FeedPos}.
 	OpFeedDone
+	// OpFillDone says that a filling slot has every shard {Device: ID; Groups: one, of which ID and Epoch
+	// count}. Another epoch, or a slot that is not filling, is Conflict.
+	OpFillDone
+	// OpDropGroups forgets groups {Groups: of which ID counts} that are not writable and have no stripe; others stay.
+	OpDropGroups
+	// OpSetJob records the job of a device {Job}. Where only DoneBytes and TotalBytes differ the map's version stays.
+	OpSetJob
 )
 
 // Rename flags, as in linux/fs.h.
@@ -95,6 +103,7 @@ type Op struct {
 	Device     Device
 	Groups     []PG
 	MapVersion uint64
+	Job        Job
 }
 
 // Cred is on whose behalf a command acts. With Enforce the namespace checks
@@ -172,7 +181,20 @@ const (
 	QueryMap
 	// QueryFeed lists freed stripes after position Off, at most Limit.
 	QueryFeed
+	// QueryStripes lists the stripe table of a group after a stripe {PG, Stripe: zero for the start, Limit}: Stripes.
+	QueryStripes
+	// QueryFates says what becomes of stripes that a device holds {Stripes: at most MaxFates}: Fates, one for each.
+	QueryFates
+	// QueryWindows goes through the extents of all files from {Ino, Off} on, and lists ranges that are worth
+	// writing anew: Windows, of files whose last change is before BeforeNS. More says that there are other files,
+	// to be asked for from Next on.
+	QueryWindows
+	// QueryUsage is what each group holds: Usage.
+	QueryUsage
 )
+
+// MaxFates bounds the stripes of one QueryFates.
+const MaxFates = 1024
 
 // Query is one linearizable read; it is flat as Op is.
 type Query struct {
@@ -184,6 +206,49 @@ type Query struct {
 	End       uint64
 	Limit     uint32
 	WithAttrs bool
+
+	PG       PGID
+	Stripe   StripeID
+	Stripes  []StripeRef
+	BeforeNS int64
+}
+
+// StripeRef names a stripe and the group that it is in.
+type StripeRef struct {
+	PG     PGID
+	Stripe StripeID
+}
+
+// StripeInfo is a row of the stripe table.
+type StripeInfo struct {
+	StripeRef
+	Len  uint32 // data bytes
+	Refs uint32 // extents that name it; 0 while its session's floor is not above it
+	Live uint64 // bytes that extents name
+}
+
+// Fate is what becomes of a stripe.
+type Fate uint8
+
+// The fates. Only FateDead is final: a stripe below its session's floor that no
+// extent names can never be committed again.
+const (
+	FateLive    Fate = iota + 1 // committed
+	FatePending                 // not committed, and may still be
+	FateDead
+)
+
+// Window is a range [Off, End) of a file.
+type Window struct {
+	Ino      Ino
+	Off, End uint64
+}
+
+// GroupUsage is what a group holds: committed stripes, and the bytes of all their shards.
+type GroupUsage struct {
+	PG       PGID
+	Stripes  uint64
+	RawBytes uint64
 }
 
 // Freed is an entry of the delete feed: a stripe that nothing references any more.
@@ -207,4 +272,10 @@ type Answer struct {
 	Map     *Map
 	Freed   []Freed
 	More    bool
+
+	Stripes []StripeInfo
+	Fates   []Fate
+	Windows []Window
+	Next    Window // Ino and Off
+	Usage   []GroupUsage
 }

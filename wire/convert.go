@@ -105,11 +105,13 @@ func (r *refusal) extent(m *wirepb.Extent) cfs.Extent {
 		Stripe: cfs.StripeID{Session: cfs.SessionID(m.GetStripeSession()), Counter: m.GetStripeCounter()}, PG: cfs.PGID(m.GetPg()),
 		StripeOff: m.GetStripeOff(), StripeLen: m.GetStripeLen(),
 	}
-	r.check(m.GetKind() <= uint32(cfs.ExtentUnwritten), "extent kind %d", m.GetKind())
+	r.check(m.GetKind() <= uint32(cfs.ExtentDigest), "extent kind %d", m.GetKind())
 	r.check(e.Off <= cfs.MaxFileSize && e.Len <= cfs.MaxFileSize-e.Off, "extent of %d bytes at %d ends beyond the largest file", e.Len, e.Off)
 	switch e.Kind {
 	case cfs.ExtentInline:
 		r.check(len(e.Inline) <= cfs.MaxInline && uint64(len(e.Inline)) == e.Len, "inline extent of %d bytes carries %d (at most %d)", e.Len, len(e.Inline), cfs.MaxInline)
+	case cfs.ExtentDigest:
+		r.check(len(e.Inline) == cfs.DigestSize && e.Len <= cfs.MaxInline, "digest of %d bytes for %d", len(e.Inline), e.Len)
 	default:
 		r.check(len(e.Inline) == 0, "extent of kind %d carries bytes", e.Kind)
 	}
@@ -182,6 +184,9 @@ func opToPB(o cfs.Op) *wirepb.Op {
 	if o.Device != (cfs.Device{}) {
 		m.Device = DeviceToPB(o.Device)
 	}
+	if o.Job != (cfs.Job{}) {
+		m.Job = jobToPB(o.Job)
+	}
 	return m
 }
 
@@ -205,7 +210,7 @@ func (r *refusal) operation(m *wirepb.Op) cfs.Op {
 		Groups: list(m.GetGroups(), r.group), MapVersion: m.GetMapVersion(),
 	}
 	o.Kind = cfs.OpKind(r.narrow8("operation kind", m.GetKind()))
-	r.check(o.Kind >= cfs.OpCreate && o.Kind <= cfs.OpFeedDone, "operation kind %d", o.Kind)
+	r.check(o.Kind >= cfs.OpCreate && o.Kind <= cfs.OpSetJob, "operation kind %d", o.Kind)
 	switch o.Kind {
 	case cfs.OpCreate, cfs.OpLink, cfs.OpUnlink, cfs.OpRmdir:
 		o.Name, o.NewName = r.entry("name", m.GetName()), r.label("new name", m.GetNewName())
@@ -224,6 +229,9 @@ func (r *refusal) operation(m *wirepb.Op) cfs.Op {
 	}
 	if m.GetDevice() != nil {
 		o.Device = r.device(m.GetDevice())
+	}
+	if m.GetJob() != nil {
+		o.Job = r.job(m.GetJob())
 	}
 	return o
 }

@@ -39,7 +39,7 @@ func (r *refusal) state(v uint32) cfs.State {
 
 // DeviceToPB is the device as a message.
 func DeviceToPB(d cfs.Device) *wirepb.Device {
-	m := &wirepb.Device{Id: uint32(d.ID), State: uint32(d.State), Capacity: d.Capacity, Used: d.Used, FeedPos: d.FeedPos}
+	m := &wirepb.Device{Id: uint32(d.ID), State: uint32(d.State), Capacity: d.Capacity, Used: d.Used, FeedPos: d.FeedPos, Draining: d.Draining, Full: d.Full}
 	if d.UUID != (cfs.UUID{}) {
 		m.Uuid = d.UUID[:]
 	}
@@ -54,7 +54,8 @@ func DeviceFromPB(m *wirepb.Device) (cfs.Device, error) {
 }
 
 func (r *refusal) device(m *wirepb.Device) cfs.Device {
-	d := cfs.Device{ID: cfs.DeviceID(m.GetId()), State: r.state(m.GetState()), Capacity: m.GetCapacity(), Used: m.GetUsed(), FeedPos: m.GetFeedPos()}
+	d := cfs.Device{ID: cfs.DeviceID(m.GetId()), State: r.state(m.GetState()), Capacity: m.GetCapacity(), Used: m.GetUsed(), FeedPos: m.GetFeedPos(),
+		Draining: m.GetDraining(), Full: m.GetFull()}
 	r.check(d.ID.Node() != 0, "device %v of node 0", d.ID)
 	r.check(len(m.GetUuid()) == 0 || len(m.GetUuid()) == len(d.UUID), "uuid of %d bytes", len(m.GetUuid()))
 	copy(d.UUID[:], m.GetUuid())
@@ -87,6 +88,7 @@ func MapToPB(m *cfs.Map) *wirepb.Map {
 	return &wirepb.Map{
 		ClusterId: validUTF8(m.ClusterID), Version: m.Version,
 		Nodes: list(m.Nodes, NodeToPB), Devices: list(m.Devices, DeviceToPB), Groups: list(m.Groups, groupToPB),
+		Jobs: list(m.Jobs, jobToPB),
 	}
 }
 
@@ -106,6 +108,24 @@ func (r *refusal) clusterMap(m *wirepb.Map) *cfs.Map {
 	return &cfs.Map{
 		ClusterID: m.GetClusterId(), Version: m.GetVersion(),
 		Nodes: list(m.GetNodes(), r.node), Devices: list(m.GetDevices(), r.device), Groups: list(m.GetGroups(), r.group),
+		Jobs: list(m.GetJobs(), r.job),
+	}
+}
+
+func jobToPB(j cfs.Job) *wirepb.Job {
+	return &wirepb.Job{
+		Device: uint32(j.Device), Kind: uint32(j.Kind), State: uint32(j.State), RateBytes: j.RateBytes,
+		DoneBytes: j.DoneBytes, TotalBytes: j.TotalBytes, StartedNs: j.StartedNS, ChangedNs: j.ChangedNS,
+	}
+}
+
+func (r *refusal) job(m *wirepb.Job) cfs.Job {
+	r.check(cfs.DeviceID(m.GetDevice()).Node() != 0, "job of device %v", cfs.DeviceID(m.GetDevice()))
+	r.check(m.GetKind() >= uint32(cfs.JobRebuild) && m.GetKind() <= uint32(cfs.JobRebalance), "job kind %d", m.GetKind())
+	r.check(m.GetState() >= uint32(cfs.JobRunning) && m.GetState() <= uint32(cfs.JobCancelled), "job state %d", m.GetState())
+	return cfs.Job{
+		Device: cfs.DeviceID(m.GetDevice()), Kind: cfs.JobKind(m.GetKind()), State: cfs.JobState(m.GetState()), RateBytes: m.GetRateBytes(),
+		DoneBytes: m.GetDoneBytes(), TotalBytes: m.GetTotalBytes(), StartedNS: m.GetStartedNs(), ChangedNS: m.GetChangedNs(),
 	}
 }
 

@@ -10,17 +10,25 @@ func QueryToPB(q *cfs.Query) *wirepb.Query {
 	return &wirepb.Query{
 		Kind: uint32(q.Kind), Ino: uint64(q.Ino), Dir: uint64(q.Dir), Name: nameToPB(q.Name),
 		Off: q.Off, End: q.End, Limit: q.Limit, WithAttrs: q.WithAttrs,
+		Pg: uint32(q.PG), StripeSession: uint64(q.Stripe.Session), StripeCounter: q.Stripe.Counter,
+		Stripes: list(q.Stripes, stripeRefToPB), BeforeNs: q.BeforeNS,
 	}
 }
 
 // QueryFromPB checks a message and is the query in it.
 func QueryFromPB(m *wirepb.Query) (*cfs.Query, error) {
 	r := refusal{op: "decode query"}
+	r.check(len(m.GetStripes()) <= cfs.MaxFates, "%d stripes, at most %d", len(m.GetStripes()), cfs.MaxFates)
+	if r.err != nil {
+		return nil, r.err
+	}
 	q := &cfs.Query{
 		Kind: cfs.QueryKind(r.narrow8("query kind", m.GetKind())), Ino: cfs.Ino(m.GetIno()), Dir: cfs.Ino(m.GetDir()),
 		Off: m.GetOff(), End: m.GetEnd(), Limit: m.GetLimit(), WithAttrs: m.GetWithAttrs(),
+		PG: cfs.PGID(m.GetPg()), Stripe: stripeID(m.GetStripeSession(), m.GetStripeCounter()),
+		Stripes: list(m.GetStripes(), stripeRefFromPB), BeforeNS: m.GetBeforeNs(),
 	}
-	r.check(q.Kind >= cfs.QueryLookup && q.Kind <= cfs.QueryFeed, "query kind %d", q.Kind)
+	r.check(q.Kind >= cfs.QueryLookup && q.Kind <= cfs.QueryUsage, "query kind %d", q.Kind)
 	if q.Kind == cfs.QueryLookup || q.Kind == cfs.QueryReadDir && len(m.GetName()) > 0 {
 		q.Name = r.entry("name", m.GetName())
 	} else {
@@ -44,6 +52,15 @@ func AnswerToPB(a *cfs.Answer) *wirepb.Answer {
 			return &wirepb.Freed{Pos: f.Pos, Pg: uint32(f.PG), StripeSession: uint64(f.Stripe.Session), StripeCounter: f.Stripe.Counter}
 		}),
 		More: a.More,
+		Stripes: list(a.Stripes, func(s cfs.StripeInfo) *wirepb.StripeInfo {
+			return &wirepb.StripeInfo{Ref: stripeRefToPB(s.StripeRef), Len: s.Len, Refs: s.Refs, Live: s.Live}
+		}),
+		Fates:   list(a.Fates, func(f cfs.Fate) uint32 { return uint32(f) }),
+		Windows: list(a.Windows, windowToPB),
+		Usage:   list(a.Usage, UsageToPB),
+	}
+	if a.Next != (cfs.Window{}) {
+		m.Next = windowToPB(a.Next)
 	}
 	if a.Map != nil {
 		m.Map = MapToPB(a.Map)
@@ -65,6 +82,13 @@ func AnswerFromPB(m *wirepb.Answer) (*cfs.Answer, error) {
 			return cfs.Freed{Pos: f.GetPos(), PG: cfs.PGID(f.GetPg()), Stripe: cfs.StripeID{Session: cfs.SessionID(f.GetStripeSession()), Counter: f.GetStripeCounter()}}
 		}),
 		More: m.GetMore(),
+		Stripes: list(m.GetStripes(), func(s *wirepb.StripeInfo) cfs.StripeInfo {
+			return cfs.StripeInfo{StripeRef: stripeRefFromPB(s.GetRef()), Len: s.GetLen(), Refs: s.GetRefs(), Live: s.GetLive()}
+		}),
+		Fates:   list(m.GetFates(), r.fate),
+		Windows: list(m.GetWindows(), r.window),
+		Next:    r.window(m.GetNext()),
+		Usage:   list(m.GetUsage(), UsageFromPB),
 	}
 	if m.GetMap() != nil {
 		a.Map = r.clusterMap(m.GetMap())
@@ -90,6 +114,44 @@ func (r *refusal) dirent(m *wirepb.Dirent) cfs.Dirent {
 		d.Attr = &a
 	}
 	return d
+}
+
+func stripeID(session, counter uint64) cfs.StripeID {
+	return cfs.StripeID{Session: cfs.SessionID(session), Counter: counter}
+}
+
+func stripeRefToPB(s cfs.StripeRef) *wirepb.StripeRef {
+	return &wirepb.StripeRef{Pg: uint32(s.PG), StripeSession: uint64(s.Stripe.Session), StripeCounter: s.Stripe.Counter}
+}
+
+func stripeRefFromPB(m *wirepb.StripeRef) cfs.StripeRef {
+	return cfs.StripeRef{PG: cfs.PGID(m.GetPg()), Stripe: stripeID(m.GetStripeSession(), m.GetStripeCounter())}
+}
+
+func (r *refusal) fate(v uint32) cfs.Fate {
+	r.check(v >= uint32(cfs.FateLive) && v <= uint32(cfs.FateDead), "fate %d", v)
+	return cfs.Fate(v)
+}
+
+func windowToPB(w cfs.Window) *wirepb.Window {
+	return &wirepb.Window{Ino: uint64(w.Ino), Off: w.Off, End: w.End}
+}
+
+// window takes the zero Window for nil.
+func (r *refusal) window(m *wirepb.Window) cfs.Window {
+	w := cfs.Window{Ino: cfs.Ino(m.GetIno()), Off: m.GetOff(), End: m.GetEnd()}
+	r.check(w.Off <= cfs.MaxFileSize && w.End <= cfs.MaxFileSize, "window [%d, %d) ends beyond the largest file", w.Off, w.End)
+	return w
+}
+
+// UsageToPB is what a group holds as a message.
+func UsageToPB(u cfs.GroupUsage) *wirepb.GroupUsage {
+	return &wirepb.GroupUsage{Pg: uint32(u.PG), Stripes: u.Stripes, RawBytes: u.RawBytes}
+}
+
+// UsageFromPB is what a group holds.
+func UsageFromPB(m *wirepb.GroupUsage) cfs.GroupUsage {
+	return cfs.GroupUsage{PG: cfs.PGID(m.GetPg()), Stripes: m.GetStripes(), RawBytes: m.GetRawBytes()}
 }
 
 // StatfsToPB is nil for the zero Statfs.

@@ -35,10 +35,10 @@ func (f filler) fill(v reflect.Value) {
 		*p = cfs.State(1 + f.IntN(4))
 		return
 	case *cfs.OpKind:
-		*p = cfs.OpKind(1 + f.IntN(int(cfs.OpFeedDone)))
+		*p = cfs.OpKind(1 + f.IntN(int(cfs.OpSetJob)))
 		return
 	case *cfs.QueryKind:
-		*p = cfs.QueryKind(1 + f.IntN(int(cfs.QueryFeed)))
+		*p = cfs.QueryKind(1 + f.IntN(int(cfs.QueryUsage)))
 		return
 	case *cfs.Extent:
 		f.extent(p)
@@ -51,6 +51,18 @@ func (f filler) fill(v reflect.Value) {
 		return
 	case *cfs.DeviceID:
 		*p = cfs.MakeDeviceID(cfs.NodeID(1+f.IntN(65535)), uint16(f.Uint32()))
+		return
+	case *cfs.JobKind:
+		*p = cfs.JobKind(1 + f.IntN(int(cfs.JobRebalance)))
+		return
+	case *cfs.JobState:
+		*p = cfs.JobState(1 + f.IntN(int(cfs.JobCancelled)))
+		return
+	case *cfs.Fate:
+		*p = cfs.Fate(1 + f.IntN(int(cfs.FateDead)))
+		return
+	case *cfs.Window:
+		*p = cfs.Window{Ino: cfs.Ino(1 + f.Uint64()>>1), Off: f.Uint64() >> 2, End: f.Uint64() >> 2}
 		return
 	case *cfs.Cred:
 		*p = cfs.Cred{UID: 1 + f.Uint32(), GID: 1 + f.Uint32(), Groups: []uint32{0, f.Uint32()}, Enforce: true}
@@ -179,7 +191,7 @@ func TestConversionsKeepEveryField(t *testing.T) {
 
 // What is not set stays so: an operation is flat and mostly empty.
 func TestConversionsOfAlmostNothing(t *testing.T) {
-	for kind := cfs.OpCreate; kind <= cfs.OpFeedDone; kind++ {
+	for kind := cfs.OpCreate; kind <= cfs.OpSetJob; kind++ {
 		cmd := cfs.Command{Ops: []cfs.Op{{Kind: kind}}}
 		switch kind {
 		case cfs.OpCreate, cfs.OpLink, cfs.OpUnlink, cfs.OpRmdir:
@@ -216,7 +228,7 @@ func TestConversionsRefuse(t *testing.T) {
 	for what, f := range map[string]func() error{
 		"op kind 0":             command(&wirepb.Op{}),
 		"op kind 256":           command(&wirepb.Op{Kind: 256 + uint32(cfs.OpReap)}),
-		"op kind of the future": command(&wirepb.Op{Kind: uint32(cfs.OpFeedDone) + 1}),
+		"op kind of the future": command(&wirepb.Op{Kind: uint32(cfs.OpSetJob) + 1}),
 		"name empty":            name(""),
 		"name with a slash":     name("a/b"),
 		"name with a NUL":       name("a\x00"),
@@ -233,7 +245,7 @@ func TestConversionsRefuse(t *testing.T) {
 		"geometry":              command(&wirepb.Op{Kind: uint32(cfs.OpSetGroups), Groups: []*wirepb.PG{{K: 4, M: 2}}}),
 		"geometry large":        command(&wirepb.Op{Kind: uint32(cfs.OpSetGroups), Groups: []*wirepb.PG{{K: 200, M: 200}}}),
 		"geometry 0":            command(&wirepb.Op{Kind: uint32(cfs.OpSetGroups), Groups: []*wirepb.PG{{}}}),
-		"extent kind":           write(&wirepb.Extent{Kind: 4, Len: 1}),
+		"extent kind":           write(&wirepb.Extent{Kind: 5, Len: 1}),
 		"extent end":            write(&wirepb.Extent{Off: 1 << 63, Len: 1}),
 		"extent end overflows":  write(&wirepb.Extent{Off: 10, Len: 1<<64 - 5}),
 		"inline short":          write(&wirepb.Extent{Kind: 1, Len: 2, Inline: []byte("x")}),
@@ -255,7 +267,14 @@ func TestConversionsRefuse(t *testing.T) {
 			_, err := CommandFromPB(&wirepb.Command{Groups: make([]uint32, MaxCredGroups+1)})
 			return err
 		},
-		"query kind":    func() error { _, err := QueryFromPB(&wirepb.Query{Kind: 11}); return err },
+		"query kind": func() error { _, err := QueryFromPB(&wirepb.Query{Kind: uint32(cfs.QueryUsage) + 1}); return err },
+		"query stripes": func() error {
+			_, err := QueryFromPB(&wirepb.Query{Kind: uint32(cfs.QueryFates), Stripes: make([]*wirepb.StripeRef, cfs.MaxFates+1)})
+			return err
+		},
+		"fate":          func() error { _, err := AnswerFromPB(&wirepb.Answer{Fates: []uint32{4}}); return err },
+		"window":        func() error { _, err := AnswerFromPB(&wirepb.Answer{Next: &wirepb.Window{Off: 1 << 63}}); return err },
+		"job":           command(&wirepb.Op{Kind: uint32(cfs.OpSetJob), Job: &wirepb.Job{Device: 1 << 16, Kind: 9, State: 1}}),
 		"query name":    func() error { _, err := QueryFromPB(&wirepb.Query{Kind: 1}); return err },
 		"reply kind":    func() error { _, err := ReplyFromPB(&wirepb.Reply{Kind: 256}); return err },
 		"reply failed":  func() error { _, err := ReplyFromPB(&wirepb.Reply{Failed: 1 << 16}); return err },

@@ -50,6 +50,10 @@ const (
 	OpStatus                     // Empty, StatusReply
 	OpRaft                       // Raft; one-way
 	OpSnapshot                   // Snapshot with payload, Empty
+	OpAdmin                      // Admin, AdminReply
+	OpInspect                    // Empty, InspectReply
+	OpReportShard                // ReportShard, Empty
+	OpCheckState                 // Empty, CheckReply
 
 	opEnd
 )
@@ -59,6 +63,7 @@ var opNames = [opEnd]string{
 	OpPutShard: "put_shard", OpGetShard: "get_shard", OpDeleteShards: "delete_shards", OpListShards: "list_shards",
 	OpCommand: "command", OpQuery: "query", OpHeartbeat: "heartbeat", OpStatus: "status",
 	OpRaft: "raft", OpSnapshot: "snapshot",
+	OpAdmin: "admin", OpInspect: "inspect", OpReportShard: "report_shard", OpCheckState: "check_state",
 }
 
 // String is the operation's name in errors and metric labels.

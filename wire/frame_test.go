@@ -46,7 +46,7 @@ func TestHeaderBytesAreStable(t *testing.T) {
 }
 
 func TestOpNumbersAreStable(t *testing.T) {
-	for op, want := range map[Op]uint8{OpHello: 1, OpPing: 2, OpPutShard: 3, OpGetShard: 4, OpDeleteShards: 5, OpListShards: 6, OpCommand: 7, OpQuery: 8, OpHeartbeat: 9, OpStatus: 10, OpRaft: 11, OpSnapshot: 12} {
+	for op, want := range map[Op]uint8{OpHello: 1, OpPing: 2, OpPutShard: 3, OpGetShard: 4, OpDeleteShards: 5, OpListShards: 6, OpCommand: 7, OpQuery: 8, OpHeartbeat: 9, OpStatus: 10, OpRaft: 11, OpSnapshot: 12, OpAdmin: 13, OpInspect: 14, OpReportShard: 15, OpCheckState: 16} {
 		if uint8(op) != want {
 			t.Errorf("%s is %d, was %d", op, op, want)
 		}

@@ -537,6 +537,7 @@ type Op struct {
 	Device        *Device                `protobuf:"bytes,19,opt,name=device,proto3" json:"device,omitempty"`
 	Groups        []*PG                  `protobuf:"bytes,20,rep,name=groups,proto3" json:"groups,omitempty"`
 	MapVersion    uint64                 `protobuf:"varint,21,opt,name=map_version,json=mapVersion,proto3" json:"map_version,omitempty"`
+	Job           *Job                   `protobuf:"bytes,22,opt,name=job,proto3" json:"job,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -716,6 +717,13 @@ func (x *Op) GetMapVersion() uint64 {
 		return x.MapVersion
 	}
 	return 0
+}
+
+func (x *Op) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
 }
 
 type Command struct {
@@ -980,6 +988,11 @@ type Query struct {
 	End           uint64                 `protobuf:"varint,6,opt,name=end,proto3" json:"end,omitempty"`
 	Limit         uint32                 `protobuf:"varint,7,opt,name=limit,proto3" json:"limit,omitempty"`
 	WithAttrs     bool                   `protobuf:"varint,8,opt,name=with_attrs,json=withAttrs,proto3" json:"with_attrs,omitempty"`
+	Pg            uint32                 `protobuf:"varint,9,opt,name=pg,proto3" json:"pg,omitempty"`
+	StripeSession uint64                 `protobuf:"varint,10,opt,name=stripe_session,json=stripeSession,proto3" json:"stripe_session,omitempty"`
+	StripeCounter uint64                 `protobuf:"varint,11,opt,name=stripe_counter,json=stripeCounter,proto3" json:"stripe_counter,omitempty"`
+	Stripes       []*StripeRef           `protobuf:"bytes,12,rep,name=stripes,proto3" json:"stripes,omitempty"`
+	BeforeNs      int64                  `protobuf:"fixed64,13,opt,name=before_ns,json=beforeNs,proto3" json:"before_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1070,6 +1083,289 @@ func (x *Query) GetWithAttrs() bool {
 	return false
 }
 
+func (x *Query) GetPg() uint32 {
+	if x != nil {
+		return x.Pg
+	}
+	return 0
+}
+
+func (x *Query) GetStripeSession() uint64 {
+	if x != nil {
+		return x.StripeSession
+	}
+	return 0
+}
+
+func (x *Query) GetStripeCounter() uint64 {
+	if x != nil {
+		return x.StripeCounter
+	}
+	return 0
+}
+
+func (x *Query) GetStripes() []*StripeRef {
+	if x != nil {
+		return x.Stripes
+	}
+	return nil
+}
+
+func (x *Query) GetBeforeNs() int64 {
+	if x != nil {
+		return x.BeforeNs
+	}
+	return 0
+}
+
+type StripeRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pg            uint32                 `protobuf:"varint,1,opt,name=pg,proto3" json:"pg,omitempty"`
+	StripeSession uint64                 `protobuf:"varint,2,opt,name=stripe_session,json=stripeSession,proto3" json:"stripe_session,omitempty"`
+	StripeCounter uint64                 `protobuf:"varint,3,opt,name=stripe_counter,json=stripeCounter,proto3" json:"stripe_counter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StripeRef) Reset() {
+	*x = StripeRef{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StripeRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StripeRef) ProtoMessage() {}
+
+func (x *StripeRef) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StripeRef.ProtoReflect.Descriptor instead.
+func (*StripeRef) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *StripeRef) GetPg() uint32 {
+	if x != nil {
+		return x.Pg
+	}
+	return 0
+}
+
+func (x *StripeRef) GetStripeSession() uint64 {
+	if x != nil {
+		return x.StripeSession
+	}
+	return 0
+}
+
+func (x *StripeRef) GetStripeCounter() uint64 {
+	if x != nil {
+		return x.StripeCounter
+	}
+	return 0
+}
+
+type StripeInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ref           *StripeRef             `protobuf:"bytes,1,opt,name=ref,proto3" json:"ref,omitempty"`
+	Len           uint32                 `protobuf:"varint,2,opt,name=len,proto3" json:"len,omitempty"`
+	Refs          uint32                 `protobuf:"varint,3,opt,name=refs,proto3" json:"refs,omitempty"`
+	Live          uint64                 `protobuf:"varint,4,opt,name=live,proto3" json:"live,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StripeInfo) Reset() {
+	*x = StripeInfo{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StripeInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StripeInfo) ProtoMessage() {}
+
+func (x *StripeInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StripeInfo.ProtoReflect.Descriptor instead.
+func (*StripeInfo) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *StripeInfo) GetRef() *StripeRef {
+	if x != nil {
+		return x.Ref
+	}
+	return nil
+}
+
+func (x *StripeInfo) GetLen() uint32 {
+	if x != nil {
+		return x.Len
+	}
+	return 0
+}
+
+func (x *StripeInfo) GetRefs() uint32 {
+	if x != nil {
+		return x.Refs
+	}
+	return 0
+}
+
+func (x *StripeInfo) GetLive() uint64 {
+	if x != nil {
+		return x.Live
+	}
+	return 0
+}
+
+type Window struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"fixed64,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Off           uint64                 `protobuf:"varint,2,opt,name=off,proto3" json:"off,omitempty"`
+	End           uint64                 `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Window) Reset() {
+	*x = Window{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Window) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Window) ProtoMessage() {}
+
+func (x *Window) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Window.ProtoReflect.Descriptor instead.
+func (*Window) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *Window) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *Window) GetOff() uint64 {
+	if x != nil {
+		return x.Off
+	}
+	return 0
+}
+
+func (x *Window) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+type GroupUsage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pg            uint32                 `protobuf:"varint,1,opt,name=pg,proto3" json:"pg,omitempty"`
+	Stripes       uint64                 `protobuf:"varint,2,opt,name=stripes,proto3" json:"stripes,omitempty"`
+	RawBytes      uint64                 `protobuf:"varint,3,opt,name=raw_bytes,json=rawBytes,proto3" json:"raw_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GroupUsage) Reset() {
+	*x = GroupUsage{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GroupUsage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GroupUsage) ProtoMessage() {}
+
+func (x *GroupUsage) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GroupUsage.ProtoReflect.Descriptor instead.
+func (*GroupUsage) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *GroupUsage) GetPg() uint32 {
+	if x != nil {
+		return x.Pg
+	}
+	return 0
+}
+
+func (x *GroupUsage) GetStripes() uint64 {
+	if x != nil {
+		return x.Stripes
+	}
+	return 0
+}
+
+func (x *GroupUsage) GetRawBytes() uint64 {
+	if x != nil {
+		return x.RawBytes
+	}
+	return 0
+}
+
 type Dirent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          []byte                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1082,7 +1378,7 @@ type Dirent struct {
 
 func (x *Dirent) Reset() {
 	*x = Dirent{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[11]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1390,7 @@ func (x *Dirent) String() string {
 func (*Dirent) ProtoMessage() {}
 
 func (x *Dirent) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[11]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1403,7 @@ func (x *Dirent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dirent.ProtoReflect.Descriptor instead.
 func (*Dirent) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{11}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Dirent) GetName() []byte {
@@ -1149,7 +1445,7 @@ type Statfs struct {
 
 func (x *Statfs) Reset() {
 	*x = Statfs{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[12]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +1457,7 @@ func (x *Statfs) String() string {
 func (*Statfs) ProtoMessage() {}
 
 func (x *Statfs) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[12]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +1470,7 @@ func (x *Statfs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Statfs.ProtoReflect.Descriptor instead.
 func (*Statfs) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{12}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Statfs) GetTotalBytes() uint64 {
@@ -1210,7 +1506,7 @@ type Freed struct {
 
 func (x *Freed) Reset() {
 	*x = Freed{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[13]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1222,7 +1518,7 @@ func (x *Freed) String() string {
 func (*Freed) ProtoMessage() {}
 
 func (x *Freed) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[13]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1235,7 +1531,7 @@ func (x *Freed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Freed.ProtoReflect.Descriptor instead.
 func (*Freed) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{13}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Freed) GetPos() uint64 {
@@ -1279,13 +1575,18 @@ type Answer struct {
 	Map           *Map                   `protobuf:"bytes,9,opt,name=map,proto3" json:"map,omitempty"`
 	Freed         []*Freed               `protobuf:"bytes,10,rep,name=freed,proto3" json:"freed,omitempty"`
 	More          bool                   `protobuf:"varint,11,opt,name=more,proto3" json:"more,omitempty"`
+	Stripes       []*StripeInfo          `protobuf:"bytes,12,rep,name=stripes,proto3" json:"stripes,omitempty"`
+	Fates         []uint32               `protobuf:"varint,13,rep,packed,name=fates,proto3" json:"fates,omitempty"`
+	Windows       []*Window              `protobuf:"bytes,14,rep,name=windows,proto3" json:"windows,omitempty"`
+	Next          *Window                `protobuf:"bytes,15,opt,name=next,proto3" json:"next,omitempty"`
+	Usage         []*GroupUsage          `protobuf:"bytes,16,rep,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Answer) Reset() {
 	*x = Answer{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[14]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1297,7 +1598,7 @@ func (x *Answer) String() string {
 func (*Answer) ProtoMessage() {}
 
 func (x *Answer) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[14]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1310,7 +1611,7 @@ func (x *Answer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Answer.ProtoReflect.Descriptor instead.
 func (*Answer) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{14}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Answer) GetKind() uint32 {
@@ -1390,6 +1691,41 @@ func (x *Answer) GetMore() bool {
 	return false
 }
 
+func (x *Answer) GetStripes() []*StripeInfo {
+	if x != nil {
+		return x.Stripes
+	}
+	return nil
+}
+
+func (x *Answer) GetFates() []uint32 {
+	if x != nil {
+		return x.Fates
+	}
+	return nil
+}
+
+func (x *Answer) GetWindows() []*Window {
+	if x != nil {
+		return x.Windows
+	}
+	return nil
+}
+
+func (x *Answer) GetNext() *Window {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *Answer) GetUsage() []*GroupUsage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
 type Node struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1402,7 +1738,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[15]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1414,7 +1750,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[15]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1427,7 +1763,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{15}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Node) GetId() uint32 {
@@ -1466,13 +1802,15 @@ type Device struct {
 	Capacity      uint64                 `protobuf:"varint,4,opt,name=capacity,proto3" json:"capacity,omitempty"`
 	Used          uint64                 `protobuf:"varint,5,opt,name=used,proto3" json:"used,omitempty"`
 	FeedPos       uint64                 `protobuf:"varint,6,opt,name=feed_pos,json=feedPos,proto3" json:"feed_pos,omitempty"`
+	Draining      bool                   `protobuf:"varint,7,opt,name=draining,proto3" json:"draining,omitempty"`
+	Full          bool                   `protobuf:"varint,8,opt,name=full,proto3" json:"full,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[16]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1484,7 +1822,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[16]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1497,7 +1835,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{16}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Device) GetId() uint32 {
@@ -1542,6 +1880,20 @@ func (x *Device) GetFeedPos() uint64 {
 	return 0
 }
 
+func (x *Device) GetDraining() bool {
+	if x != nil {
+		return x.Draining
+	}
+	return false
+}
+
+func (x *Device) GetFull() bool {
+	if x != nil {
+		return x.Full
+	}
+	return false
+}
+
 type Slot struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Device        uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
@@ -1553,7 +1905,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[17]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1565,7 +1917,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[17]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1578,7 +1930,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{17}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Slot) GetDevice() uint32 {
@@ -1616,7 +1968,7 @@ type PG struct {
 
 func (x *PG) Reset() {
 	*x = PG{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[18]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1628,7 +1980,7 @@ func (x *PG) String() string {
 func (*PG) ProtoMessage() {}
 
 func (x *PG) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[18]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1641,7 +1993,7 @@ func (x *PG) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PG.ProtoReflect.Descriptor instead.
 func (*PG) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{18}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PG) GetId() uint32 {
@@ -1693,13 +2045,14 @@ type Map struct {
 	Nodes         []*Node                `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	Devices       []*Device              `protobuf:"bytes,4,rep,name=devices,proto3" json:"devices,omitempty"`
 	Groups        []*PG                  `protobuf:"bytes,5,rep,name=groups,proto3" json:"groups,omitempty"`
+	Jobs          []*Job                 `protobuf:"bytes,6,rep,name=jobs,proto3" json:"jobs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Map) Reset() {
 	*x = Map{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[19]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1711,7 +2064,7 @@ func (x *Map) String() string {
 func (*Map) ProtoMessage() {}
 
 func (x *Map) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[19]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1724,7 +2077,7 @@ func (x *Map) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Map.ProtoReflect.Descriptor instead.
 func (*Map) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{19}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Map) GetClusterId() string {
@@ -1762,6 +2115,113 @@ func (x *Map) GetGroups() []*PG {
 	return nil
 }
 
+func (x *Map) GetJobs() []*Job {
+	if x != nil {
+		return x.Jobs
+	}
+	return nil
+}
+
+type Job struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
+	Kind          uint32                 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	State         uint32                 `protobuf:"varint,3,opt,name=state,proto3" json:"state,omitempty"`
+	RateBytes     uint64                 `protobuf:"varint,4,opt,name=rate_bytes,json=rateBytes,proto3" json:"rate_bytes,omitempty"`
+	DoneBytes     uint64                 `protobuf:"varint,5,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"`
+	TotalBytes    uint64                 `protobuf:"varint,6,opt,name=total_bytes,json=totalBytes,proto3" json:"total_bytes,omitempty"`
+	StartedNs     int64                  `protobuf:"fixed64,7,opt,name=started_ns,json=startedNs,proto3" json:"started_ns,omitempty"`
+	ChangedNs     int64                  `protobuf:"fixed64,8,opt,name=changed_ns,json=changedNs,proto3" json:"changed_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Job) Reset() {
+	*x = Job{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Job) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Job) ProtoMessage() {}
+
+func (x *Job) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Job.ProtoReflect.Descriptor instead.
+func (*Job) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Job) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *Job) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *Job) GetState() uint32 {
+	if x != nil {
+		return x.State
+	}
+	return 0
+}
+
+func (x *Job) GetRateBytes() uint64 {
+	if x != nil {
+		return x.RateBytes
+	}
+	return 0
+}
+
+func (x *Job) GetDoneBytes() uint64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
+func (x *Job) GetTotalBytes() uint64 {
+	if x != nil {
+		return x.TotalBytes
+	}
+	return 0
+}
+
+func (x *Job) GetStartedNs() int64 {
+	if x != nil {
+		return x.StartedNs
+	}
+	return 0
+}
+
+func (x *Job) GetChangedNs() int64 {
+	if x != nil {
+		return x.ChangedNs
+	}
+	return 0
+}
+
 // Heartbeat keeps a session or a node alive; the leader answers it.
 type Heartbeat struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1769,13 +2229,14 @@ type Heartbeat struct {
 	Node          *Node                  `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`        // or a server's
 	Devices       []*Device              `protobuf:"bytes,3,rep,name=devices,proto3" json:"devices,omitempty"`
 	MapVersion    uint64                 `protobuf:"varint,4,opt,name=map_version,json=mapVersion,proto3" json:"map_version,omitempty"` // what the sender has
+	Fills         []*Fill                `protobuf:"bytes,5,rep,name=fills,proto3" json:"fills,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[20]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +2248,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[20]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +2261,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{20}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Heartbeat) GetSession() uint64 {
@@ -1831,6 +2292,74 @@ func (x *Heartbeat) GetMapVersion() uint64 {
 	return 0
 }
 
+func (x *Heartbeat) GetFills() []*Fill {
+	if x != nil {
+		return x.Fills
+	}
+	return nil
+}
+
+// Fill is how far a node has filled a slot of one of its devices.
+type Fill struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Pg            uint32                 `protobuf:"varint,1,opt,name=pg,proto3" json:"pg,omitempty"`
+	Slot          uint32                 `protobuf:"varint,2,opt,name=slot,proto3" json:"slot,omitempty"`
+	DoneBytes     uint64                 `protobuf:"varint,3,opt,name=done_bytes,json=doneBytes,proto3" json:"done_bytes,omitempty"` // of shards that are there
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fill) Reset() {
+	*x = Fill{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fill) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fill) ProtoMessage() {}
+
+func (x *Fill) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fill.ProtoReflect.Descriptor instead.
+func (*Fill) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Fill) GetPg() uint32 {
+	if x != nil {
+		return x.Pg
+	}
+	return 0
+}
+
+func (x *Fill) GetSlot() uint32 {
+	if x != nil {
+		return x.Slot
+	}
+	return 0
+}
+
+func (x *Fill) GetDoneBytes() uint64 {
+	if x != nil {
+		return x.DoneBytes
+	}
+	return 0
+}
+
 type HeartbeatReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MapVersion    uint64                 `protobuf:"varint,1,opt,name=map_version,json=mapVersion,proto3" json:"map_version,omitempty"`
@@ -1841,7 +2370,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[21]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1853,7 +2382,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[21]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1866,7 +2395,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{21}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *HeartbeatReply) GetMapVersion() uint64 {
@@ -1896,13 +2425,14 @@ type StatusReply struct {
 	Sessions      uint64                 `protobuf:"varint,9,opt,name=sessions,proto3" json:"sessions,omitempty"`
 	Map           *Map                   `protobuf:"bytes,10,opt,name=map,proto3" json:"map,omitempty"`
 	Statfs        *Statfs                `protobuf:"bytes,11,opt,name=statfs,proto3" json:"statfs,omitempty"`
+	Usage         []*GroupUsage          `protobuf:"bytes,12,rep,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[22]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +2444,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[22]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2457,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{22}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StatusReply) GetClusterId() string {
@@ -2007,6 +2537,522 @@ func (x *StatusReply) GetStatfs() *Statfs {
 	return nil
 }
 
+func (x *StatusReply) GetUsage() []*GroupUsage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+// Admin asks for a change. Which server carries it out is part of the verb: the one that
+// is asked, or the leader.
+type Admin struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Verb          uint32                 `protobuf:"varint,1,opt,name=verb,proto3" json:"verb,omitempty"`
+	Device        uint32                 `protobuf:"varint,2,opt,name=device,proto3" json:"device,omitempty"`
+	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
+	RateBytes     uint64                 `protobuf:"varint,4,opt,name=rate_bytes,json=rateBytes,proto3" json:"rate_bytes,omitempty"`
+	Force         bool                   `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Admin) Reset() {
+	*x = Admin{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Admin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Admin) ProtoMessage() {}
+
+func (x *Admin) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Admin.ProtoReflect.Descriptor instead.
+func (*Admin) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Admin) GetVerb() uint32 {
+	if x != nil {
+		return x.Verb
+	}
+	return 0
+}
+
+func (x *Admin) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *Admin) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Admin) GetRateBytes() uint64 {
+	if x != nil {
+		return x.RateBytes
+	}
+	return 0
+}
+
+func (x *Admin) GetForce() bool {
+	if x != nil {
+		return x.Force
+	}
+	return false
+}
+
+type AdminReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"` // that was added
+	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`      // what was done, for people
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdminReply) Reset() {
+	*x = AdminReply{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdminReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdminReply) ProtoMessage() {}
+
+func (x *AdminReply) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdminReply.ProtoReflect.Descriptor instead.
+func (*AdminReply) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *AdminReply) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *AdminReply) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+// InspectReply is what a server knows of its own devices.
+type InspectReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        uint32                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Devices       []*DeviceInfo          `protobuf:"bytes,2,rep,name=devices,proto3" json:"devices,omitempty"`
+	Fills         []*Fill                `protobuf:"bytes,3,rep,name=fills,proto3" json:"fills,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *InspectReply) Reset() {
+	*x = InspectReply{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *InspectReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*InspectReply) ProtoMessage() {}
+
+func (x *InspectReply) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use InspectReply.ProtoReflect.Descriptor instead.
+func (*InspectReply) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *InspectReply) GetNodeId() uint32 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *InspectReply) GetDevices() []*DeviceInfo {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+func (x *InspectReply) GetFills() []*Fill {
+	if x != nil {
+		return x.Fills
+	}
+	return nil
+}
+
+type DeviceInfo struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Id              uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Path            string                 `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	CapacityBytes   uint64                 `protobuf:"varint,3,opt,name=capacity_bytes,json=capacityBytes,proto3" json:"capacity_bytes,omitempty"`
+	UsedBytes       uint64                 `protobuf:"varint,4,opt,name=used_bytes,json=usedBytes,proto3" json:"used_bytes,omitempty"`             // of live records and what lies around them
+	LiveBytes       uint64                 `protobuf:"varint,5,opt,name=live_bytes,json=liveBytes,proto3" json:"live_bytes,omitempty"`             // of live records
+	OccupiedBytes   uint64                 `protobuf:"varint,6,opt,name=occupied_bytes,json=occupiedBytes,proto3" json:"occupied_bytes,omitempty"` // of segments that hold anything, dead records too
+	Records         uint64                 `protobuf:"varint,7,opt,name=records,proto3" json:"records,omitempty"`
+	FeedPos         uint64                 `protobuf:"varint,8,opt,name=feed_pos,json=feedPos,proto3" json:"feed_pos,omitempty"`
+	Failed          bool                   `protobuf:"varint,9,opt,name=failed,proto3" json:"failed,omitempty"`
+	Scrubbing       bool                   `protobuf:"varint,10,opt,name=scrubbing,proto3" json:"scrubbing,omitempty"`
+	ScrubbedBytes   uint64                 `protobuf:"varint,11,opt,name=scrubbed_bytes,json=scrubbedBytes,proto3" json:"scrubbed_bytes,omitempty"`          // of the pass under way
+	LastScrubNs     int64                  `protobuf:"fixed64,12,opt,name=last_scrub_ns,json=lastScrubNs,proto3" json:"last_scrub_ns,omitempty"`             // when the last whole pass ended, 0 for never
+	Damaged         uint64                 `protobuf:"varint,13,opt,name=damaged,proto3" json:"damaged,omitempty"`                                           // shards that scrubs and readers found damaged
+	Missing         uint64                 `protobuf:"varint,14,opt,name=missing,proto3" json:"missing,omitempty"`                                           // shards that should have been there
+	Repaired        uint64                 `protobuf:"varint,15,opt,name=repaired,proto3" json:"repaired,omitempty"`                                         // of both
+	Unrepaired      uint64                 `protobuf:"varint,16,opt,name=unrepaired,proto3" json:"unrepaired,omitempty"`                                     // that could not be repaired when last tried
+	Reclaimed       uint64                 `protobuf:"varint,17,opt,name=reclaimed,proto3" json:"reclaimed,omitempty"`                                       // shards of stripes that nothing can name any more
+	LastReconcileNs int64                  `protobuf:"fixed64,18,opt,name=last_reconcile_ns,json=lastReconcileNs,proto3" json:"last_reconcile_ns,omitempty"` // when all shards were last compared with the stripe table, 0 for never
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *DeviceInfo) Reset() {
+	*x = DeviceInfo{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeviceInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeviceInfo) ProtoMessage() {}
+
+func (x *DeviceInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeviceInfo.ProtoReflect.Descriptor instead.
+func (*DeviceInfo) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *DeviceInfo) GetId() uint32 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *DeviceInfo) GetCapacityBytes() uint64 {
+	if x != nil {
+		return x.CapacityBytes
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetUsedBytes() uint64 {
+	if x != nil {
+		return x.UsedBytes
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetLiveBytes() uint64 {
+	if x != nil {
+		return x.LiveBytes
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetOccupiedBytes() uint64 {
+	if x != nil {
+		return x.OccupiedBytes
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetRecords() uint64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetFeedPos() uint64 {
+	if x != nil {
+		return x.FeedPos
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetFailed() bool {
+	if x != nil {
+		return x.Failed
+	}
+	return false
+}
+
+func (x *DeviceInfo) GetScrubbing() bool {
+	if x != nil {
+		return x.Scrubbing
+	}
+	return false
+}
+
+func (x *DeviceInfo) GetScrubbedBytes() uint64 {
+	if x != nil {
+		return x.ScrubbedBytes
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetLastScrubNs() int64 {
+	if x != nil {
+		return x.LastScrubNs
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetDamaged() uint64 {
+	if x != nil {
+		return x.Damaged
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetMissing() uint64 {
+	if x != nil {
+		return x.Missing
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetRepaired() uint64 {
+	if x != nil {
+		return x.Repaired
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetUnrepaired() uint64 {
+	if x != nil {
+		return x.Unrepaired
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetReclaimed() uint64 {
+	if x != nil {
+		return x.Reclaimed
+	}
+	return 0
+}
+
+func (x *DeviceInfo) GetLastReconcileNs() int64 {
+	if x != nil {
+		return x.LastReconcileNs
+	}
+	return 0
+}
+
+// ReportShard tells a server that a reader found a shard damaged; the server looks for itself.
+type ReportShard struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Device        uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
+	Key           *ShardKey              `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReportShard) Reset() {
+	*x = ReportShard{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReportShard) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReportShard) ProtoMessage() {}
+
+func (x *ReportShard) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReportShard.ProtoReflect.Descriptor instead.
+func (*ReportShard) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *ReportShard) GetDevice() uint32 {
+	if x != nil {
+		return x.Device
+	}
+	return 0
+}
+
+func (x *ReportShard) GetKey() *ShardKey {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+// CheckReply is what a server found when it compared the tables of its replica with each other.
+type CheckReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	AppliedIndex  uint64                 `protobuf:"varint,1,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	Inodes        uint64                 `protobuf:"varint,2,opt,name=inodes,proto3" json:"inodes,omitempty"`
+	Extents       uint64                 `protobuf:"varint,3,opt,name=extents,proto3" json:"extents,omitempty"`
+	Stripes       uint64                 `protobuf:"varint,4,opt,name=stripes,proto3" json:"stripes,omitempty"`
+	Faults        uint64                 `protobuf:"varint,5,opt,name=faults,proto3" json:"faults,omitempty"`
+	Examples      []string               `protobuf:"bytes,6,rep,name=examples,proto3" json:"examples,omitempty"` // of the faults
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckReply) Reset() {
+	*x = CheckReply{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckReply) ProtoMessage() {}
+
+func (x *CheckReply) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
+func (*CheckReply) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *CheckReply) GetAppliedIndex() uint64 {
+	if x != nil {
+		return x.AppliedIndex
+	}
+	return 0
+}
+
+func (x *CheckReply) GetInodes() uint64 {
+	if x != nil {
+		return x.Inodes
+	}
+	return 0
+}
+
+func (x *CheckReply) GetExtents() uint64 {
+	if x != nil {
+		return x.Extents
+	}
+	return 0
+}
+
+func (x *CheckReply) GetStripes() uint64 {
+	if x != nil {
+		return x.Stripes
+	}
+	return 0
+}
+
+func (x *CheckReply) GetFaults() uint64 {
+	if x != nil {
+		return x.Faults
+	}
+	return 0
+}
+
+func (x *CheckReply) GetExamples() []string {
+	if x != nil {
+		return x.Examples
+	}
+	return nil
+}
+
 // Raft carries messages of go.etcd.io/raft/v3, each as its protobuf encoding.
 type Raft struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2017,7 +3063,7 @@ type Raft struct {
 
 func (x *Raft) Reset() {
 	*x = Raft{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[23]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +3075,7 @@ func (x *Raft) String() string {
 func (*Raft) ProtoMessage() {}
 
 func (x *Raft) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[23]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +3088,7 @@ func (x *Raft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Raft.ProtoReflect.Descriptor instead.
 func (*Raft) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{23}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Raft) GetMessages() [][]byte {
@@ -2067,7 +3113,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[24]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2079,7 +3125,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[24]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2092,7 +3138,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{24}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Snapshot) GetIndex() uint64 {
@@ -2141,7 +3187,7 @@ type ShardKey struct {
 
 func (x *ShardKey) Reset() {
 	*x = ShardKey{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[25]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2153,7 +3199,7 @@ func (x *ShardKey) String() string {
 func (*ShardKey) ProtoMessage() {}
 
 func (x *ShardKey) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[25]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2166,7 +3212,7 @@ func (x *ShardKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardKey.ProtoReflect.Descriptor instead.
 func (*ShardKey) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{25}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ShardKey) GetStripeSession() uint64 {
@@ -2204,7 +3250,7 @@ type PutShard struct {
 
 func (x *PutShard) Reset() {
 	*x = PutShard{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[26]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2216,7 +3262,7 @@ func (x *PutShard) String() string {
 func (*PutShard) ProtoMessage() {}
 
 func (x *PutShard) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[26]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2229,7 +3275,7 @@ func (x *PutShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutShard.ProtoReflect.Descriptor instead.
 func (*PutShard) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *PutShard) GetDevice() uint32 {
@@ -2280,7 +3326,7 @@ type GetShard struct {
 
 func (x *GetShard) Reset() {
 	*x = GetShard{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[27]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2292,7 +3338,7 @@ func (x *GetShard) String() string {
 func (*GetShard) ProtoMessage() {}
 
 func (x *GetShard) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[27]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2305,7 +3351,7 @@ func (x *GetShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShard.ProtoReflect.Descriptor instead.
 func (*GetShard) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{27}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *GetShard) GetDevice() uint32 {
@@ -2345,7 +3391,7 @@ type GetShardReply struct {
 
 func (x *GetShardReply) Reset() {
 	*x = GetShardReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[28]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2357,7 +3403,7 @@ func (x *GetShardReply) String() string {
 func (*GetShardReply) ProtoMessage() {}
 
 func (x *GetShardReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[28]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2370,7 +3416,7 @@ func (x *GetShardReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShardReply.ProtoReflect.Descriptor instead.
 func (*GetShardReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{28}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *GetShardReply) GetCrcs() []byte {
@@ -2390,7 +3436,7 @@ type DeleteShards struct {
 
 func (x *DeleteShards) Reset() {
 	*x = DeleteShards{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[29]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +3448,7 @@ func (x *DeleteShards) String() string {
 func (*DeleteShards) ProtoMessage() {}
 
 func (x *DeleteShards) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[29]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +3461,7 @@ func (x *DeleteShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteShards.ProtoReflect.Descriptor instead.
 func (*DeleteShards) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{29}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DeleteShards) GetDevice() uint32 {
@@ -2443,7 +3489,7 @@ type ListShards struct {
 
 func (x *ListShards) Reset() {
 	*x = ListShards{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[30]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +3501,7 @@ func (x *ListShards) String() string {
 func (*ListShards) ProtoMessage() {}
 
 func (x *ListShards) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[30]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +3514,7 @@ func (x *ListShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListShards.ProtoReflect.Descriptor instead.
 func (*ListShards) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListShards) GetDevice() uint32 {
@@ -2504,7 +3550,7 @@ type ShardInfo struct {
 
 func (x *ShardInfo) Reset() {
 	*x = ShardInfo{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[31]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +3562,7 @@ func (x *ShardInfo) String() string {
 func (*ShardInfo) ProtoMessage() {}
 
 func (x *ShardInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[31]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +3575,7 @@ func (x *ShardInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardInfo.ProtoReflect.Descriptor instead.
 func (*ShardInfo) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{31}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ShardInfo) GetKey() *ShardKey {
@@ -2570,7 +3616,7 @@ type ListShardsReply struct {
 
 func (x *ListShardsReply) Reset() {
 	*x = ListShardsReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[32]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2582,7 +3628,7 @@ func (x *ListShardsReply) String() string {
 func (*ListShardsReply) ProtoMessage() {}
 
 func (x *ListShardsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[32]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2595,7 +3641,7 @@ func (x *ListShardsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListShardsReply.ProtoReflect.Descriptor instead.
 func (*ListShardsReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{32}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListShardsReply) GetShards() []*ShardInfo {
@@ -2660,7 +3706,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"stripe_len\x18\t \x01(\rR\tstripeLen\"/\n" +
 	"\aPGEpoch\x12\x0e\n" +
 	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\rR\x05epoch\"\x84\x05\n" +
+	"\x05epoch\x18\x02 \x01(\rR\x05epoch\"\xaa\x05\n" +
 	"\x02Op\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x06R\x03ino\x12\x10\n" +
@@ -2684,7 +3730,8 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x06device\x18\x13 \x01(\v2\x15.claudefs.wire.DeviceR\x06device\x12)\n" +
 	"\x06groups\x18\x14 \x03(\v2\x11.claudefs.wire.PGR\x06groups\x12\x1f\n" +
 	"\vmap_version\x18\x15 \x01(\x04R\n" +
-	"mapVersion\"\xe3\x01\n" +
+	"mapVersion\x12$\n" +
+	"\x03job\x18\x16 \x01(\v2\x12.claudefs.wire.JobR\x03job\"\xe3\x01\n" +
 	"\aCommand\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x1b\n" +
@@ -2705,7 +3752,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x16\n" +
 	"\x06failed\x18\x02 \x01(\rR\x06failed\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12/\n" +
-	"\aresults\x18\x04 \x03(\v2\x15.claudefs.wire.ResultR\aresults\"\xac\x01\n" +
+	"\aresults\x18\x04 \x03(\v2\x15.claudefs.wire.ResultR\aresults\"\xdb\x02\n" +
 	"\x05Query\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x06R\x03ino\x12\x10\n" +
@@ -2715,7 +3762,32 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x03end\x18\x06 \x01(\x04R\x03end\x12\x14\n" +
 	"\x05limit\x18\a \x01(\rR\x05limit\x12\x1d\n" +
 	"\n" +
-	"with_attrs\x18\b \x01(\bR\twithAttrs\"k\n" +
+	"with_attrs\x18\b \x01(\bR\twithAttrs\x12\x0e\n" +
+	"\x02pg\x18\t \x01(\rR\x02pg\x12%\n" +
+	"\x0estripe_session\x18\n" +
+	" \x01(\x04R\rstripeSession\x12%\n" +
+	"\x0estripe_counter\x18\v \x01(\x04R\rstripeCounter\x122\n" +
+	"\astripes\x18\f \x03(\v2\x18.claudefs.wire.StripeRefR\astripes\x12\x1b\n" +
+	"\tbefore_ns\x18\r \x01(\x10R\bbeforeNs\"i\n" +
+	"\tStripeRef\x12\x0e\n" +
+	"\x02pg\x18\x01 \x01(\rR\x02pg\x12%\n" +
+	"\x0estripe_session\x18\x02 \x01(\x04R\rstripeSession\x12%\n" +
+	"\x0estripe_counter\x18\x03 \x01(\x04R\rstripeCounter\"r\n" +
+	"\n" +
+	"StripeInfo\x12*\n" +
+	"\x03ref\x18\x01 \x01(\v2\x18.claudefs.wire.StripeRefR\x03ref\x12\x10\n" +
+	"\x03len\x18\x02 \x01(\rR\x03len\x12\x12\n" +
+	"\x04refs\x18\x03 \x01(\rR\x04refs\x12\x12\n" +
+	"\x04live\x18\x04 \x01(\x04R\x04live\">\n" +
+	"\x06Window\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x06R\x03ino\x12\x10\n" +
+	"\x03off\x18\x02 \x01(\x04R\x03off\x12\x10\n" +
+	"\x03end\x18\x03 \x01(\x04R\x03end\"S\n" +
+	"\n" +
+	"GroupUsage\x12\x0e\n" +
+	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x18\n" +
+	"\astripes\x18\x02 \x01(\x04R\astripes\x12\x1b\n" +
+	"\traw_bytes\x18\x03 \x01(\x04R\brawBytes\"k\n" +
 	"\x06Dirent\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\fR\x04name\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x06R\x03ino\x12\x12\n" +
@@ -2731,7 +3803,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x03pos\x18\x01 \x01(\x04R\x03pos\x12\x0e\n" +
 	"\x02pg\x18\x02 \x01(\rR\x02pg\x12%\n" +
 	"\x0estripe_session\x18\x03 \x01(\x04R\rstripeSession\x12%\n" +
-	"\x0estripe_counter\x18\x04 \x01(\x04R\rstripeCounter\"\x8f\x03\n" +
+	"\x0estripe_counter\x18\x04 \x01(\x04R\rstripeCounter\"\xe7\x04\n" +
 	"\x06Answer\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12'\n" +
 	"\x04attr\x18\x02 \x01(\v2\x13.claudefs.wire.AttrR\x04attr\x12%\n" +
@@ -2744,19 +3816,26 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x03map\x18\t \x01(\v2\x12.claudefs.wire.MapR\x03map\x12*\n" +
 	"\x05freed\x18\n" +
 	" \x03(\v2\x14.claudefs.wire.FreedR\x05freed\x12\x12\n" +
-	"\x04more\x18\v \x01(\bR\x04more\"V\n" +
+	"\x04more\x18\v \x01(\bR\x04more\x123\n" +
+	"\astripes\x18\f \x03(\v2\x19.claudefs.wire.StripeInfoR\astripes\x12\x14\n" +
+	"\x05fates\x18\r \x03(\rR\x05fates\x12/\n" +
+	"\awindows\x18\x0e \x03(\v2\x15.claudefs.wire.WindowR\awindows\x12)\n" +
+	"\x04next\x18\x0f \x01(\v2\x15.claudefs.wire.WindowR\x04next\x12/\n" +
+	"\x05usage\x18\x10 \x03(\v2\x19.claudefs.wire.GroupUsageR\x05usage\"V\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\rR\x05state\x12\x14\n" +
-	"\x05voter\x18\x04 \x01(\bR\x05voter\"\x8d\x01\n" +
+	"\x05voter\x18\x04 \x01(\bR\x05voter\"\xbd\x01\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\fR\x04uuid\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\rR\x05state\x12\x1a\n" +
 	"\bcapacity\x18\x04 \x01(\x04R\bcapacity\x12\x12\n" +
 	"\x04used\x18\x05 \x01(\x04R\x04used\x12\x19\n" +
-	"\bfeed_pos\x18\x06 \x01(\x04R\afeedPos\"P\n" +
+	"\bfeed_pos\x18\x06 \x01(\x04R\afeedPos\x12\x1a\n" +
+	"\bdraining\x18\a \x01(\bR\bdraining\x12\x12\n" +
+	"\x04full\x18\b \x01(\bR\x04full\"P\n" +
 	"\x04Slot\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\x12\x18\n" +
 	"\afilling\x18\x02 \x01(\bR\afilling\x12\x16\n" +
@@ -2767,25 +3846,46 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x01m\x18\x03 \x01(\rR\x01m\x12)\n" +
 	"\x05slots\x18\x04 \x03(\v2\x13.claudefs.wire.SlotR\x05slots\x12\x14\n" +
 	"\x05epoch\x18\x05 \x01(\rR\x05epoch\x12\x1a\n" +
-	"\bwritable\x18\x06 \x01(\bR\bwritable\"\xc5\x01\n" +
+	"\bwritable\x18\x06 \x01(\bR\bwritable\"\xed\x01\n" +
 	"\x03Map\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12)\n" +
 	"\x05nodes\x18\x03 \x03(\v2\x13.claudefs.wire.NodeR\x05nodes\x12/\n" +
 	"\adevices\x18\x04 \x03(\v2\x15.claudefs.wire.DeviceR\adevices\x12)\n" +
-	"\x06groups\x18\x05 \x03(\v2\x11.claudefs.wire.PGR\x06groups\"\xa0\x01\n" +
+	"\x06groups\x18\x05 \x03(\v2\x11.claudefs.wire.PGR\x06groups\x12&\n" +
+	"\x04jobs\x18\x06 \x03(\v2\x12.claudefs.wire.JobR\x04jobs\"\xe4\x01\n" +
+	"\x03Job\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\rR\x05state\x12\x1d\n" +
+	"\n" +
+	"rate_bytes\x18\x04 \x01(\x04R\trateBytes\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x05 \x01(\x04R\tdoneBytes\x12\x1f\n" +
+	"\vtotal_bytes\x18\x06 \x01(\x04R\n" +
+	"totalBytes\x12\x1d\n" +
+	"\n" +
+	"started_ns\x18\a \x01(\x10R\tstartedNs\x12\x1d\n" +
+	"\n" +
+	"changed_ns\x18\b \x01(\x10R\tchangedNs\"\xcb\x01\n" +
 	"\tHeartbeat\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12'\n" +
 	"\x04node\x18\x02 \x01(\v2\x13.claudefs.wire.NodeR\x04node\x12/\n" +
 	"\adevices\x18\x03 \x03(\v2\x15.claudefs.wire.DeviceR\adevices\x12\x1f\n" +
 	"\vmap_version\x18\x04 \x01(\x04R\n" +
-	"mapVersion\"R\n" +
+	"mapVersion\x12)\n" +
+	"\x05fills\x18\x05 \x03(\v2\x13.claudefs.wire.FillR\x05fills\"I\n" +
+	"\x04Fill\x12\x0e\n" +
+	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x12\n" +
+	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x1d\n" +
+	"\n" +
+	"done_bytes\x18\x03 \x01(\x04R\tdoneBytes\"R\n" +
 	"\x0eHeartbeatReply\x12\x1f\n" +
 	"\vmap_version\x18\x01 \x01(\x04R\n" +
 	"mapVersion\x12\x1f\n" +
 	"\vinline_full\x18\x02 \x01(\bR\n" +
-	"inlineFull\"\xf1\x02\n" +
+	"inlineFull\"\xa2\x03\n" +
 	"\vStatusReply\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
@@ -2801,7 +3901,59 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\bsessions\x18\t \x01(\x04R\bsessions\x12$\n" +
 	"\x03map\x18\n" +
 	" \x01(\v2\x12.claudefs.wire.MapR\x03map\x12-\n" +
-	"\x06statfs\x18\v \x01(\v2\x15.claudefs.wire.StatfsR\x06statfs\"\"\n" +
+	"\x06statfs\x18\v \x01(\v2\x15.claudefs.wire.StatfsR\x06statfs\x12/\n" +
+	"\x05usage\x18\f \x03(\v2\x19.claudefs.wire.GroupUsageR\x05usage\"|\n" +
+	"\x05Admin\x12\x12\n" +
+	"\x04verb\x18\x01 \x01(\rR\x04verb\x12\x16\n" +
+	"\x06device\x18\x02 \x01(\rR\x06device\x12\x12\n" +
+	"\x04path\x18\x03 \x01(\tR\x04path\x12\x1d\n" +
+	"\n" +
+	"rate_bytes\x18\x04 \x01(\x04R\trateBytes\x12\x14\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\"8\n" +
+	"\n" +
+	"AdminReply\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\"\x87\x01\n" +
+	"\fInspectReply\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\rR\x06nodeId\x123\n" +
+	"\adevices\x18\x02 \x03(\v2\x19.claudefs.wire.DeviceInfoR\adevices\x12)\n" +
+	"\x05fills\x18\x03 \x03(\v2\x13.claudefs.wire.FillR\x05fills\"\xac\x04\n" +
+	"\n" +
+	"DeviceInfo\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12%\n" +
+	"\x0ecapacity_bytes\x18\x03 \x01(\x04R\rcapacityBytes\x12\x1d\n" +
+	"\n" +
+	"used_bytes\x18\x04 \x01(\x04R\tusedBytes\x12\x1d\n" +
+	"\n" +
+	"live_bytes\x18\x05 \x01(\x04R\tliveBytes\x12%\n" +
+	"\x0eoccupied_bytes\x18\x06 \x01(\x04R\roccupiedBytes\x12\x18\n" +
+	"\arecords\x18\a \x01(\x04R\arecords\x12\x19\n" +
+	"\bfeed_pos\x18\b \x01(\x04R\afeedPos\x12\x16\n" +
+	"\x06failed\x18\t \x01(\bR\x06failed\x12\x1c\n" +
+	"\tscrubbing\x18\n" +
+	" \x01(\bR\tscrubbing\x12%\n" +
+	"\x0escrubbed_bytes\x18\v \x01(\x04R\rscrubbedBytes\x12\"\n" +
+	"\rlast_scrub_ns\x18\f \x01(\x10R\vlastScrubNs\x12\x18\n" +
+	"\adamaged\x18\r \x01(\x04R\adamaged\x12\x18\n" +
+	"\amissing\x18\x0e \x01(\x04R\amissing\x12\x1a\n" +
+	"\brepaired\x18\x0f \x01(\x04R\brepaired\x12\x1e\n" +
+	"\n" +
+	"unrepaired\x18\x10 \x01(\x04R\n" +
+	"unrepaired\x12\x1c\n" +
+	"\treclaimed\x18\x11 \x01(\x04R\treclaimed\x12*\n" +
+	"\x11last_reconcile_ns\x18\x12 \x01(\x10R\x0flastReconcileNs\"P\n" +
+	"\vReportShard\x12\x16\n" +
+	"\x06device\x18\x01 \x01(\rR\x06device\x12)\n" +
+	"\x03key\x18\x02 \x01(\v2\x17.claudefs.wire.ShardKeyR\x03key\"\xb1\x01\n" +
+	"\n" +
+	"CheckReply\x12#\n" +
+	"\rapplied_index\x18\x01 \x01(\x04R\fappliedIndex\x12\x16\n" +
+	"\x06inodes\x18\x02 \x01(\x04R\x06inodes\x12\x18\n" +
+	"\aextents\x18\x03 \x01(\x04R\aextents\x12\x18\n" +
+	"\astripes\x18\x04 \x01(\x04R\astripes\x12\x16\n" +
+	"\x06faults\x18\x05 \x01(\x04R\x06faults\x12\x1a\n" +
+	"\bexamples\x18\x06 \x03(\tR\bexamples\"\"\n" +
 	"\x04Raft\x12\x1a\n" +
 	"\bmessages\x18\x01 \x03(\fR\bmessages\"x\n" +
 	"\bSnapshot\x12\x14\n" +
@@ -2856,7 +4008,7 @@ func file_wire_wirepb_wire_proto_rawDescGZIP() []byte {
 	return file_wire_wirepb_wire_proto_rawDescData
 }
 
-var file_wire_wirepb_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_wire_wirepb_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_wire_wirepb_wire_proto_goTypes = []any{
 	(*Hello)(nil),           // 0: claudefs.wire.Hello
 	(*Error)(nil),           // 1: claudefs.wire.Error
@@ -2869,69 +4021,94 @@ var file_wire_wirepb_wire_proto_goTypes = []any{
 	(*Result)(nil),          // 8: claudefs.wire.Result
 	(*Reply)(nil),           // 9: claudefs.wire.Reply
 	(*Query)(nil),           // 10: claudefs.wire.Query
-	(*Dirent)(nil),          // 11: claudefs.wire.Dirent
-	(*Statfs)(nil),          // 12: claudefs.wire.Statfs
-	(*Freed)(nil),           // 13: claudefs.wire.Freed
-	(*Answer)(nil),          // 14: claudefs.wire.Answer
-	(*Node)(nil),            // 15: claudefs.wire.Node
-	(*Device)(nil),          // 16: claudefs.wire.Device
-	(*Slot)(nil),            // 17: claudefs.wire.Slot
-	(*PG)(nil),              // 18: claudefs.wire.PG
-	(*Map)(nil),             // 19: claudefs.wire.Map
-	(*Heartbeat)(nil),       // 20: claudefs.wire.Heartbeat
-	(*HeartbeatReply)(nil),  // 21: claudefs.wire.HeartbeatReply
-	(*StatusReply)(nil),     // 22: claudefs.wire.StatusReply
-	(*Raft)(nil),            // 23: claudefs.wire.Raft
-	(*Snapshot)(nil),        // 24: claudefs.wire.Snapshot
-	(*ShardKey)(nil),        // 25: claudefs.wire.ShardKey
-	(*PutShard)(nil),        // 26: claudefs.wire.PutShard
-	(*GetShard)(nil),        // 27: claudefs.wire.GetShard
-	(*GetShardReply)(nil),   // 28: claudefs.wire.GetShardReply
-	(*DeleteShards)(nil),    // 29: claudefs.wire.DeleteShards
-	(*ListShards)(nil),      // 30: claudefs.wire.ListShards
-	(*ShardInfo)(nil),       // 31: claudefs.wire.ShardInfo
-	(*ListShardsReply)(nil), // 32: claudefs.wire.ListShardsReply
+	(*StripeRef)(nil),       // 11: claudefs.wire.StripeRef
+	(*StripeInfo)(nil),      // 12: claudefs.wire.StripeInfo
+	(*Window)(nil),          // 13: claudefs.wire.Window
+	(*GroupUsage)(nil),      // 14: claudefs.wire.GroupUsage
+	(*Dirent)(nil),          // 15: claudefs.wire.Dirent
+	(*Statfs)(nil),          // 16: claudefs.wire.Statfs
+	(*Freed)(nil),           // 17: claudefs.wire.Freed
+	(*Answer)(nil),          // 18: claudefs.wire.Answer
+	(*Node)(nil),            // 19: claudefs.wire.Node
+	(*Device)(nil),          // 20: claudefs.wire.Device
+	(*Slot)(nil),            // 21: claudefs.wire.Slot
+	(*PG)(nil),              // 22: claudefs.wire.PG
+	(*Map)(nil),             // 23: claudefs.wire.Map
+	(*Job)(nil),             // 24: claudefs.wire.Job
+	(*Heartbeat)(nil),       // 25: claudefs.wire.Heartbeat
+	(*Fill)(nil),            // 26: claudefs.wire.Fill
+	(*HeartbeatReply)(nil),  // 27: claudefs.wire.HeartbeatReply
+	(*StatusReply)(nil),     // 28: claudefs.wire.StatusReply
+	(*Admin)(nil),           // 29: claudefs.wire.Admin
+	(*AdminReply)(nil),      // 30: claudefs.wire.AdminReply
+	(*InspectReply)(nil),    // 31: claudefs.wire.InspectReply
+	(*DeviceInfo)(nil),      // 32: claudefs.wire.DeviceInfo
+	(*ReportShard)(nil),     // 33: claudefs.wire.ReportShard
+	(*CheckReply)(nil),      // 34: claudefs.wire.CheckReply
+	(*Raft)(nil),            // 35: claudefs.wire.Raft
+	(*Snapshot)(nil),        // 36: claudefs.wire.Snapshot
+	(*ShardKey)(nil),        // 37: claudefs.wire.ShardKey
+	(*PutShard)(nil),        // 38: claudefs.wire.PutShard
+	(*GetShard)(nil),        // 39: claudefs.wire.GetShard
+	(*GetShardReply)(nil),   // 40: claudefs.wire.GetShardReply
+	(*DeleteShards)(nil),    // 41: claudefs.wire.DeleteShards
+	(*ListShards)(nil),      // 42: claudefs.wire.ListShards
+	(*ShardInfo)(nil),       // 43: claudefs.wire.ShardInfo
+	(*ListShardsReply)(nil), // 44: claudefs.wire.ListShardsReply
 }
 var file_wire_wirepb_wire_proto_depIdxs = []int32{
 	3,  // 0: claudefs.wire.Op.attr:type_name -> claudefs.wire.Attr
 	4,  // 1: claudefs.wire.Op.extents:type_name -> claudefs.wire.Extent
 	4,  // 2: claudefs.wire.Op.expect:type_name -> claudefs.wire.Extent
 	5,  // 3: claudefs.wire.Op.epochs:type_name -> claudefs.wire.PGEpoch
-	15, // 4: claudefs.wire.Op.node:type_name -> claudefs.wire.Node
-	16, // 5: claudefs.wire.Op.device:type_name -> claudefs.wire.Device
-	18, // 6: claudefs.wire.Op.groups:type_name -> claudefs.wire.PG
-	6,  // 7: claudefs.wire.Command.ops:type_name -> claudefs.wire.Op
-	3,  // 8: claudefs.wire.Result.attr:type_name -> claudefs.wire.Attr
-	3,  // 9: claudefs.wire.Result.dir:type_name -> claudefs.wire.Attr
-	3,  // 10: claudefs.wire.Result.new_dir:type_name -> claudefs.wire.Attr
-	8,  // 11: claudefs.wire.Reply.results:type_name -> claudefs.wire.Result
-	3,  // 12: claudefs.wire.Dirent.attr:type_name -> claudefs.wire.Attr
-	3,  // 13: claudefs.wire.Answer.attr:type_name -> claudefs.wire.Attr
-	3,  // 14: claudefs.wire.Answer.dir:type_name -> claudefs.wire.Attr
-	11, // 15: claudefs.wire.Answer.entries:type_name -> claudefs.wire.Dirent
-	4,  // 16: claudefs.wire.Answer.extents:type_name -> claudefs.wire.Extent
-	12, // 17: claudefs.wire.Answer.statfs:type_name -> claudefs.wire.Statfs
-	19, // 18: claudefs.wire.Answer.map:type_name -> claudefs.wire.Map
-	13, // 19: claudefs.wire.Answer.freed:type_name -> claudefs.wire.Freed
-	17, // 20: claudefs.wire.PG.slots:type_name -> claudefs.wire.Slot
-	15, // 21: claudefs.wire.Map.nodes:type_name -> claudefs.wire.Node
-	16, // 22: claudefs.wire.Map.devices:type_name -> claudefs.wire.Device
-	18, // 23: claudefs.wire.Map.groups:type_name -> claudefs.wire.PG
-	15, // 24: claudefs.wire.Heartbeat.node:type_name -> claudefs.wire.Node
-	16, // 25: claudefs.wire.Heartbeat.devices:type_name -> claudefs.wire.Device
-	19, // 26: claudefs.wire.StatusReply.map:type_name -> claudefs.wire.Map
-	12, // 27: claudefs.wire.StatusReply.statfs:type_name -> claudefs.wire.Statfs
-	25, // 28: claudefs.wire.PutShard.key:type_name -> claudefs.wire.ShardKey
-	25, // 29: claudefs.wire.GetShard.key:type_name -> claudefs.wire.ShardKey
-	25, // 30: claudefs.wire.DeleteShards.keys:type_name -> claudefs.wire.ShardKey
-	25, // 31: claudefs.wire.ListShards.after:type_name -> claudefs.wire.ShardKey
-	25, // 32: claudefs.wire.ShardInfo.key:type_name -> claudefs.wire.ShardKey
-	31, // 33: claudefs.wire.ListShardsReply.shards:type_name -> claudefs.wire.ShardInfo
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	19, // 4: claudefs.wire.Op.node:type_name -> claudefs.wire.Node
+	20, // 5: claudefs.wire.Op.device:type_name -> claudefs.wire.Device
+	22, // 6: claudefs.wire.Op.groups:type_name -> claudefs.wire.PG
+	24, // 7: claudefs.wire.Op.job:type_name -> claudefs.wire.Job
+	6,  // 8: claudefs.wire.Command.ops:type_name -> claudefs.wire.Op
+	3,  // 9: claudefs.wire.Result.attr:type_name -> claudefs.wire.Attr
+	3,  // 10: claudefs.wire.Result.dir:type_name -> claudefs.wire.Attr
+	3,  // 11: claudefs.wire.Result.new_dir:type_name -> claudefs.wire.Attr
+	8,  // 12: claudefs.wire.Reply.results:type_name -> claudefs.wire.Result
+	11, // 13: claudefs.wire.Query.stripes:type_name -> claudefs.wire.StripeRef
+	11, // 14: claudefs.wire.StripeInfo.ref:type_name -> claudefs.wire.StripeRef
+	3,  // 15: claudefs.wire.Dirent.attr:type_name -> claudefs.wire.Attr
+	3,  // 16: claudefs.wire.Answer.attr:type_name -> claudefs.wire.Attr
+	3,  // 17: claudefs.wire.Answer.dir:type_name -> claudefs.wire.Attr
+	15, // 18: claudefs.wire.Answer.entries:type_name -> claudefs.wire.Dirent
+	4,  // 19: claudefs.wire.Answer.extents:type_name -> claudefs.wire.Extent
+	16, // 20: claudefs.wire.Answer.statfs:type_name -> claudefs.wire.Statfs
+	23, // 21: claudefs.wire.Answer.map:type_name -> claudefs.wire.Map
+	17, // 22: claudefs.wire.Answer.freed:type_name -> claudefs.wire.Freed
+	12, // 23: claudefs.wire.Answer.stripes:type_name -> claudefs.wire.StripeInfo
+	13, // 24: claudefs.wire.Answer.windows:type_name -> claudefs.wire.Window
+	13, // 25: claudefs.wire.Answer.next:type_name -> claudefs.wire.Window
+	14, // 26: claudefs.wire.Answer.usage:type_name -> claudefs.wire.GroupUsage
+	21, // 27: claudefs.wire.PG.slots:type_name -> claudefs.wire.Slot
+	19, // 28: claudefs.wire.Map.nodes:type_name -> claudefs.wire.Node
+	20, // 29: claudefs.wire.Map.devices:type_name -> claudefs.wire.Device
+	22, // 30: claudefs.wire.Map.groups:type_name -> claudefs.wire.PG
+	24, // 31: claudefs.wire.Map.jobs:type_name -> claudefs.wire.Job
+	19, // 32: claudefs.wire.Heartbeat.node:type_name -> claudefs.wire.Node
+	20, // 33: claudefs.wire.Heartbeat.devices:type_name -> claudefs.wire.Device
+	26, // 34: claudefs.wire.Heartbeat.fills:type_name -> claudefs.wire.Fill
+	23, // 35: claudefs.wire.StatusReply.map:type_name -> claudefs.wire.Map
+	16, // 36: claudefs.wire.StatusReply.statfs:type_name -> claudefs.wire.Statfs
+	14, // 37: claudefs.wire.StatusReply.usage:type_name -> claudefs.wire.GroupUsage
+	32, // 38: claudefs.wire.InspectReply.devices:type_name -> claudefs.wire.DeviceInfo
+	26, // 39: claudefs.wire.InspectReply.fills:type_name -> claudefs.wire.Fill
+	37, // 40: claudefs.wire.ReportShard.key:type_name -> claudefs.wire.ShardKey
+	37, // 41: claudefs.wire.PutShard.key:type_name -> claudefs.wire.ShardKey
+	37, // 42: claudefs.wire.GetShard.key:type_name -> claudefs.wire.ShardKey
+	37, // 43: claudefs.wire.DeleteShards.keys:type_name -> claudefs.wire.ShardKey
+	37, // 44: claudefs.wire.ListShards.after:type_name -> claudefs.wire.ShardKey
+	37, // 45: claudefs.wire.ShardInfo.key:type_name -> claudefs.wire.ShardKey
+	43, // 46: claudefs.wire.ListShardsReply.shards:type_name -> claudefs.wire.ShardInfo
+	47, // [47:47] is the sub-list for method output_type
+	47, // [47:47] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_wire_wirepb_wire_proto_init() }
@@ -2945,7 +4122,7 @@ func file_wire_wirepb_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_wirepb_wire_proto_rawDesc), len(file_wire_wirepb_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
