@@ -105,7 +105,7 @@ func BenchmarkLogPut(b *testing.B) {
 			if err := Format(dev, Superblock{ClusterID: "bench", Device: cfs.MakeDeviceID(1, 0)}, false); err != nil {
 				b.Fatal(err)
 			}
-			l, err := OpenLog(dev, arena, LogOptions{})
+			l, err := OpenLog(dev, arena, LogOptions{IdleAfter: -1})
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -68,6 +68,7 @@ const (
 	SegmentFree   SegmentState = "free"   // its header says that nothing in it is worth anything
 	SegmentOpen   SegmentState = "open"   // without a whole footer: being filled, or it ended by a crash
 	SegmentSealed SegmentState = "sealed" // with a footer
+	SegmentLost   SegmentState = "lost"   // its header or a bitmap cannot be read: a start leaves it out, and so does the check
 )
 
 // SegmentReport is what a check found in one segment.
@@ -104,7 +105,7 @@ type CheckReport struct {
 	Torn        int `json:"torn"`         // records: header whole, payload not, behind what was known to be durable
 	TornHeaders int `json:"torn_headers"` // damaged batch headers behind it
 	Gaps        int `json:"gaps"`         // places without a batch header in front of one
-	Copies      int `json:"copies"`       // live records that a newer segment has too: a move was interrupted
+	Copies      int `json:"copies"`       // live records that are somewhere else too: a move was interrupted, or they were replaced
 	HalfHeaders int `json:"half_headers"` // segments whose header copies differ: their start or end was interrupted
 	// Records that the bitmap lets live and a footer leaves out: they failed, or were deleted before it was written.
 	Omitted int `json:"omitted"`
@@ -148,6 +149,8 @@ type checker struct {
 	sequences map[uint64]int  // the segments that have them
 	extra     map[Key]bool    // records that footers let a start find, and batch headers do not
 	lostCount atomic.Int64
+	startLost atomic.Int64          // of these, those that a start reads
+	tooMany   atomic.Pointer[error] // the one that is too many for a start
 }
 
 func check(ctx context.Context, dev Device, opt CheckOptions) (*checker, error) {
@@ -251,7 +254,7 @@ func (c *checker) readSuperblocks(dev Device) (Superblock, error) {
 func (c *checker) checkState() error {
 	l := c.layout
 	l.skip = func(off int64, err error) error {
-		c.startFails(err)
+		c.startLost.Add(1)
 		c.add(Problem{Kind: ProblemUnreadable, Segment: none, Offset: off, Text: err.Error()})
 		return nil
 	}
@@ -302,7 +305,6 @@ func (c *checker) canceled() error {
 // visit takes over what was found in a segment. It is called in the order of the segments' lives.
 func (c *checker) visit(s *segmentCheck) {
 	r := &c.report
-	c.startFails(s.startErr)
 	f := s.found
 	if f != nil {
 		if other, used := c.sequences[f.header.seq]; used {
@@ -339,15 +341,21 @@ func (c *checker) visit(s *segmentCheck) {
 func (c *checker) take(s *segmentCheck, i int) {
 	line := &s.found.lines[i]
 	rec := line.record()
-	old, replaced, err := c.index.put(&rec, s.seg, uint32(line.header), uint32(line.payload))
+	old, twice, kept, err := c.index.adopt(&rec, line.revision, location{uint32(s.seg), uint32(line.header), uint32(line.payload)})
 	if err != nil {
 		c.startFails(err)
 		s.addKey(ProblemBatch, uint32(line.header), line.key, "%v", err)
 		return
 	}
-	s.report.Live++
-	s.report.LiveBytes += int64(rec.Len)
-	if !replaced {
+	if kept {
+		s.report.Live++
+		s.report.LiveBytes += int64(rec.Len)
+	}
+	if !twice {
+		return
+	}
+	if !kept {
+		c.report.Copies++
 		return
 	}
 	before := &c.report.Segments[old.seg]
@@ -358,6 +366,8 @@ func (c *checker) take(s *segmentCheck, i int) {
 	before.LiveBytes -= int64(old.sizeBytes())
 	there := c.segOffset(int(old.seg), old.payload)
 	switch {
+	case old.revision != line.revision:
+		c.report.Copies++
 	case int(old.seg) == s.seg && s.found.header.stream == putStream:
 		// A move that was interrupted and began again can leave two copies in one segment; a put cannot.
 		s.addKey(ProblemKey, uint32(line.payload), line.key, "it lives at offset %d of the same segment too", there)
@@ -392,6 +402,9 @@ func (c *checker) equal(old *entry, rec *Record, crcs []byte) bool {
 // finish sums up.
 func (c *checker) finish() {
 	r := &c.report
+	if err := c.tooMany.Load(); err != nil {
+		c.startFails(*err)
+	}
 	for i := range r.Segments {
 		r.LiveBytes += r.Segments[i].LiveBytes
 	}

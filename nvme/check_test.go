@@ -62,7 +62,7 @@ func checkCrashes(t *testing.T, r *rig, seed uint64, sum *CheckReport) {
 	if err := Format(dev, Superblock{ClusterID: testCluster, SegmentBytes: MinSegmentBytes}, false); err != nil {
 		t.Fatal(err)
 	}
-	m := &model{acked: map[Key][]byte{}, unsure: map[Key][]byte{}, deleted: map[Key]deletion{}}
+	m := newModel()
 	for life := range 6 {
 		c := mustCheckDevice(t, dev, rng.IntN(2) == 0)
 		rep := &c.report
@@ -306,7 +306,7 @@ func TestCheckKeys(t *testing.T) {
 		off := l.segOffset(int(h.index), block)
 		enc := newBatchEncoder(image[off:])
 		rec := record(testKey(1), 8192)
-		enc.add(&rec, checksums(testKey(1), p))
+		enc.add(&rec, 0, checksums(testKey(1), p))
 		enc.seal(&batchHeader{seq: h.seq, salt: h.salt, block: block, payloadBlocks: 2, durable: durable}, off)
 		copy(image[off+cfs.BlockSize:], p)
 		got := mustCheckDevice(t, newSimDevice(image), false).report
@@ -328,15 +328,17 @@ func TestCheckUnreadable(t *testing.T) {
 			e = o
 		}
 	}
+	here := whole.report.Segments[seg].Live
 	for name, c := range map[string]struct {
 		block uint32
 		key   string
 		live  int
-		start bool // a start fails
+		bad   int // segments that a start leaves out
 	}{
-		"header":  {1, "", 12, true},
-		"payload": {e.payload + 1, e.key.String(), 12, false},
-		"footer":  {blocks - 1, "", 12, true},
+		"header":  {1, "", 12, 0},
+		"bitmap":  {segHeaderBlocks + 1, "", 12 - here, 1},
+		"payload": {e.payload + 1, e.key.String(), 12, 0},
+		"footer":  {blocks - 1, "", 12, 0},
 	} {
 		dev := newSimDevice(image)
 		off := whole.segOffset(seg, c.block)
@@ -345,16 +347,53 @@ func TestCheckUnreadable(t *testing.T) {
 		if len(got.Problems) != 1 || got.Problems[0].Kind != ProblemUnreadable || got.Problems[0].Offset != off || got.Problems[0].Key != c.key {
 			t.Errorf("%s: %+v", name, got.Problems)
 		}
-		if got.Live != c.live || (got.StartError != "") != c.start {
+		if got.Live != c.live || got.StartError != "" {
 			t.Errorf("%s: %+v", name, got)
 		}
-		if l, err := OpenLog(dev, r.arena, LogOptions{}); (err != nil) != c.start {
+		l, err := OpenLog(dev, r.arena, LogOptions{})
+		if err != nil {
 			t.Errorf("%s: start: %v", name, err)
-		} else if err == nil {
-			l.Close()
+			continue
 		}
+		if st := l.Stats(); st.Records != got.StartRecords || st.BadSegments != c.bad || st.ReadErrors > 1 {
+			t.Errorf("%s: start %+v, check %+v", name, st, got)
+		}
+		r.mustPut(l, testKey(1000), 8192)
+		if err := l.Close(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		dev.disk.Heal()
+		l = r.log(dev, LogOptions{})
+		if n := l.Stats().Records; n != 13 && name != "footer" || n < 12 {
+			t.Errorf("%s: %d records when it can be read again", name, n)
+		}
+		l.Close()
 	}
 	dev := newSimDevice(image)
+	for seg := range MinSegments {
+		dev.disk.FailReads(whole.segOffset(seg, 0), int64(whole.firstData)*cfs.BlockSize)
+	}
+	got := mustCheckDevice(t, dev, false).report
+	if l, err := OpenLog(dev, r.arena, LogOptions{}); err != nil || got.StartError != "" || l.Stats().BadSegments != MinSegments || got.StartRecords != 0 || got.Live != 0 {
+		t.Errorf("all headers: start %v, check %+v", err, got)
+	} else {
+		if err := r.put(l, testKey(1000), 8192); cfs.KindOf(err) != cfs.NoSpace {
+			t.Errorf("put: %v", err)
+		}
+		l.Close()
+	}
+	dev = newSimDevice(make([]byte, deviceBytes(20)))
+	if err := Format(dev, Superblock{ClusterID: testCluster, SegmentBytes: testSegment}, false); err != nil {
+		t.Fatal(err)
+	}
+	dev.disk.FailReads(HeaderAreaBytes, deviceBytes(20))
+	if got := mustCheckDevice(t, dev, false).report; got.StartError == "" {
+		t.Errorf("more than a start puts up with: %+v", got)
+	}
+	if _, err := OpenLog(dev, r.arena, LogOptions{}); cfs.KindOf(err) != cfs.IO {
+		t.Errorf("more than a start puts up with: %v", err)
+	}
+	dev = newSimDevice(image)
 	dev.disk.FailReads(0, 512)
 	if got := mustCheckDevice(t, dev, false).report; got.Found != 1 || got.StartError == "" || got.Live != 12 {
 		t.Errorf("superblock: %+v", got)

@@ -28,7 +28,7 @@ type segmentCheck struct {
 	problems []Problem
 	report   SegmentReport
 	lostAt   map[int64]int // blocks that cannot be read: their problems
-	startErr error         // why a start would fail here
+	out      bool          // a start leaves it out
 	starting bool          // a start would read what is read now
 
 	headerFlaws, bitmapFlaws   int
@@ -56,8 +56,8 @@ func (s *segmentCheck) lose(off int64, err error) error {
 	if n := s.c.lostCount.Add(1); n > maxLostBlocks {
 		return cfs.Errorf("check "+s.c.report.Path, cfs.IO, "given up, more than %d blocks cannot be read: %w", maxLostBlocks, err)
 	}
-	if s.starting && s.startErr == nil {
-		s.startErr = err
+	if s.starting && s.c.startLost.Add(1) == maxLostAtStart+1 {
+		s.c.tooMany.Store(&err)
 	}
 	if s.lostAt == nil {
 		s.lostAt = map[int64]int{}
@@ -105,17 +105,22 @@ func (s *segmentCheck) unexplain(kind ProblemKind) {
 // readHead reads the segment's header and bitmaps.
 func (s *segmentCheck) readHead(mem []byte) error {
 	s.starting = true
-	f, err := s.readHeader(s.seg, mem)
+	f, lost, err := s.layout.readHead(s.seg, mem)
 	if err != nil {
 		return err
+	}
+	if s.out = lost; lost {
+		s.report.State = SegmentLost
 	}
 	if s.found = f; f == nil {
 		return nil
 	}
 	s.report.Sequence, s.report.Stream = f.header.seq, int(f.header.stream)
-	s.report.State = SegmentOpen
-	if f.header.free {
+	switch {
+	case f.header.free:
 		s.report.State = SegmentFree
+	case !lost:
+		s.report.State = SegmentOpen
 	}
 	if s.bitmapFlaws == bitmapSlots { // they are written in turn
 		s.unexplain(ProblemBitmap)
@@ -130,6 +135,8 @@ func (s *segmentCheck) read(mem []byte) error {
 	}
 	f := s.found
 	switch {
+	case s.out:
+		return nil
 	case f == nil && s.headerFlaws > 0:
 		return s.readHeaderless(mem)
 	case f == nil || f.header.free:

@@ -32,25 +32,32 @@ const (
 func (l *Log) clean() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	defer l.watchIdleLocked()()
 	sp := &l.space
 	for !l.stopping {
-		seg := none
-		if l.broken == nil && !sp.stuck && len(sp.free)+len(sp.dead) < cleanBelow {
-			seg = l.victimLocked()
+		seg, idle := none, false
+		if l.broken == nil && !sp.stuck {
+			seg, idle = l.nextVictimLocked()
 		}
 		if seg == none {
 			l.changed.Wait()
 			continue
 		}
 		sp.cleaning, sp.victim = true, seg
-		err := l.cleanLocked(seg)
+		gaveWay, err := l.cleanLocked(seg, idle)
 		sp.cleaning, sp.victim = false, none
-		sp.fruitless++
+		switch {
+		case !idle:
+			sp.fruitless++
+		case !gaveWay:
+			l.idle.cleaned(l.occupiedLocked())
+		}
 		switch s := &sp.segs[seg]; {
 		case err == nil && s.live == 0:
 			l.stats.Cleaned++
 		case cfs.KindOf(err) == cfs.NoSpace:
 			sp.stuck = true
+		case err == nil && gaveWay: // what was not moved yet stays for the next time
 		case !l.stopping && l.broken == nil:
 			l.log.Error("segment not cleaned", "segment", seg, "left", s.live, "err", err)
 			s.unreaped = s.unreaped || err == nil // its records are not where it says
@@ -92,8 +99,9 @@ func (l *Log) victimLocked() int {
 }
 
 // cleanLocked moves the live records out of a segment, releasing mu while it
-// reads and writes. Nothing in it lives when it returns nil, unless the log is closing.
-func (l *Log) cleanLocked(seg int) error {
+// reads and writes. Nothing in it lives when it returns nil, unless the log is
+// closing, or it cleans because nothing was put or got, and gave way to what is.
+func (l *Log) cleanLocked(seg int, idle bool) (gaveWay bool, err error) {
 	s := &l.space.segs[seg]
 	s.readers++ // it may die meanwhile, but not be freed
 	defer func() {
@@ -103,11 +111,14 @@ func (l *Log) cleanLocked(seg int) error {
 	lines, err := l.linesLocked(seg)
 	if err != nil {
 		s.unreaped = true
-		return err
+		return false, err
 	}
 	slices.SortFunc(lines, func(a, b footerLine) int { return cmp.Compare(a.payload, b.payload) })
 	var moving []*batch
 	for len(lines) > 0 && err == nil && !l.stopping && l.broken == nil {
+		if gaveWay = idle && !l.idle.goesOn(l.stats.Gets); gaveWay {
+			break
+		}
 		lines = slices.DeleteFunc(lines, func(f footerLine) bool { return !s.bits.get(uint32(f.payload)) })
 		n := l.oneCopy(lines, min(s.stream+1, oldStream))
 		if n == 0 {
@@ -125,7 +136,7 @@ func (l *Log) cleanLocked(seg int) error {
 		}
 		err = cmp.Or(err, b.err)
 	}
-	return err
+	return gaveWay, err
 }
 
 // linesLocked is the records of a full segment, dead ones too. It may read the
@@ -260,7 +271,7 @@ func (l *Log) readForMove(h *segmentHeader, lines []footerLine) (puts []*put, da
 		if j < 0 {
 			return nil, damaged, cfs.Errorf("device "+l.info.Path, cfs.Corrupt, "batch header at %d does not have record %s", l.segOffset(seg, uint32(f.header)), f.key)
 		}
-		p := &put{rec: f.record(), crcs: bytes.Clone(entries[j].crcs), from: location{uint32(seg), uint32(f.header), uint32(f.payload)}}
+		p := &put{rec: f.record(), crcs: bytes.Clone(entries[j].crcs), revision: entries[j].revision, from: location{uint32(seg), uint32(f.header), uint32(f.payload)}}
 		if !payloadWhole(f.key, 0, mem[at:at+int(p.rec.Len)], p.crcs) {
 			damaged++
 			l.log.Warn("damaged record", "key", f.key.String(), "offset", l.segOffset(seg, uint32(f.payload)))

@@ -103,7 +103,7 @@ func amplification(t *testing.T, hot bool) float64 {
 	if err := Format(dev, Superblock{ClusterID: testCluster, SegmentBytes: segmentBytes}, false); err != nil {
 		t.Fatal(err)
 	}
-	l := r.log(dev, LogOptions{})
+	l := r.log(dev, LogOptions{IdleAfter: -1})
 	buf, err := r.arena.Get(context.Background(), recordBlocks*cfs.BlockSize)
 	if err != nil {
 		t.Fatal(err)

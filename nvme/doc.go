@@ -23,7 +23,8 @@
 // device.go, device_host.go (files and block devices), passthrough.go and its
 // neighbours (NVMe), sysfs.go, superblock.go; format.go, bitmap.go, footer.go and
 // state.go (bytes); log.go (the public calls), put.go (the life of a write),
-// segments.go (where the next one goes), clean.go, maintain.go (what is written
+// replace.go (records that are replaced or deleted under way, and Verify),
+// segments.go (where the next one goes), clean.go, idle.go, maintain.go (what is written
 // behind), recover.go and scan.go (the start), scrub.go (looking for damage while the
 // log is open) and check.go (while no log is); index.go, indexgrow.go, groups.go and
 // crccache.go (memory).
@@ -31,7 +32,7 @@
 // # Locks
 //
 // Log.mu guards everything in a Log; it is not held during I/O, but for that of OpenLog,
-// and no other lock is taken under it. A log has two goroutines: the maintainer, which
+// and no other lock is taken under it, but for recovery.mu by OpenLog. A log has two goroutines: the maintainer, which
 // alone writes segment headers, bitmaps, footers and the state, and the cleaner, which waits for it
 // as puts do; the maintainer waits for writes alone. Arena memory is taken at OpenLog alone, so that puts
 // which hold buffers can never wait for buffers.

@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/iopath"
@@ -174,6 +175,48 @@ func TestFailedPutIsNotBelieved(t *testing.T) {
 		r.mustCheck(l, testKey(2), 64<<10)
 		l.Close()
 	}
+}
+
+// TestUpkeepFailures lets each write of the maintainer fail once, over and over: while those between
+// succeed the device is not given up, though nothing is put. That many in a row are too many.
+func TestUpkeepFailures(t *testing.T) {
+	r := newRig(t)
+	dev := &faulty{Device: r.device(32)}
+	l := r.log(dev, LogOptions{Checkpoint: time.Hour})
+	for i := range 4 * maxFailures {
+		r.mustPut(l, testKey(i), 8192)
+	}
+	waitReady(l)
+	checkpoint := func(fails bool) {
+		var err error
+		if fails {
+			err = diskError(dev, "write")
+		}
+		dev.set(func(iopath.WriteOp) error { return err }, nil)
+		before := l.Stats()
+		l.Delete([]Key{l.List(nil, 1)[0].Key})
+		l.mu.Lock()
+		l.checkpoint = true
+		l.changed.Broadcast()
+		l.mu.Unlock()
+		waitUntil(l, func() bool {
+			return l.stats.Checkpoints > before.Checkpoints && !l.space.preparing && (!fails || l.stats.WriteErrors > before.WriteErrors)
+		})
+	}
+	for range maxFailures + 2 {
+		checkpoint(true)
+		checkpoint(false)
+	}
+	if st := l.Stats(); st.Failed || st.WriteErrors != maxFailures+2 {
+		t.Fatalf("stats %+v", st)
+	}
+	for range maxFailures {
+		checkpoint(true)
+	}
+	if !l.Stats().Failed {
+		t.Error("the device was not given up")
+	}
+	dev.set(nil, nil)
 }
 
 // TestDeviceGivenUp lets everything fail: after a few attempts the log says so

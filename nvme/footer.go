@@ -23,6 +23,8 @@ type footerLine struct {
 	header  uint16 // block of the batch header
 	payload uint16 // first block of the payload
 	blocks  uint16 // of the payload, 1 to 256
+
+	revision uint16 // see batchEntry
 }
 
 func (f *footerLine) record() Record {
@@ -70,6 +72,7 @@ func encodeFooterLine(p []byte, f *footerLine) {
 	p[26] = byte(f.payload - f.header)
 	p[27] = byte(f.blocks - 1)
 	p[28] = f.key.Shard
+	le.PutUint16(p[30:], f.revision)
 }
 
 // footerPart is one block of a footer.
@@ -123,10 +126,12 @@ func decodeFooterLine(p []byte, segBlocks uint32) (footerLine, bool) {
 		group:   group{cfs.PGID(le.Uint32(p[16:])), cfs.Epoch(le.Uint32(p[20:]))},
 		payload: le.Uint16(p[24:]),
 		blocks:  uint16(p[27]) + 1,
+
+		revision: le.Uint16(p[30:]),
 	}
 	distance := uint16(p[26])
 	f.header = f.payload - distance
-	ok := distance > 0 && distance <= maxHeaderDistance && f.payload >= distance+segHeaderBlocks &&
+	ok := distance > 0 && f.revision <= maxRevision && distance <= maxHeaderDistance && f.payload >= distance+segHeaderBlocks &&
 		uint32(f.payload)+uint32(f.blocks) <= segBlocks
 	return f, ok
 }

@@ -98,9 +98,10 @@ type batchHeader struct {
 
 // batchEntry is one record of a batch.
 type batchEntry struct {
-	rec   Record
-	crcs  []byte // one CRC32C, little endian, for each block
-	block uint32 // where its payload starts in the segment
+	rec      Record
+	crcs     []byte // one CRC32C, little endian, for each block
+	block    uint32 // where its payload starts in the segment
+	revision uint16 // of two records of a key the one with the higher counts
 }
 
 // entryBytes is the room that a record of so many bytes takes in a header block.
@@ -119,7 +120,7 @@ func newBatchEncoder(blk []byte) batchEncoder {
 }
 
 // add appends an entry; the caller has checked that there is room.
-func (e *batchEncoder) add(rec *Record, crcs []byte) {
+func (e *batchEncoder) add(rec *Record, revision uint16, crcs []byte) {
 	le := binary.LittleEndian
 	p := e.blk[e.at:crcAt]
 	le.PutUint64(p, uint64(rec.Key.Stripe.Session))
@@ -128,6 +129,7 @@ func (e *batchEncoder) add(rec *Record, crcs []byte) {
 	le.PutUint32(p[20:], uint32(rec.Epoch))
 	le.PutUint32(p[24:], rec.Len)
 	p[28] = rec.Key.Shard
+	le.PutUint16(p[30:], revision)
 	copy(p[entryFixedBytes:], crcs)
 	e.at += entryFixedBytes + len(crcs)
 	e.count++
@@ -201,10 +203,10 @@ func decodeEntry(blk []byte, at int) (batchEntry, error) {
 			Shard:  p[28],
 		},
 		PG: cfs.PGID(le.Uint32(p[16:])), Epoch: cfs.Epoch(le.Uint32(p[20:])), Len: le.Uint32(p[24:]),
-	}}
+	}, revision: le.Uint16(p[30:])}
 	n := e.rec.Len
-	if n == 0 || n > cfs.MaxShardSize || n%cfs.BlockSize != 0 || entryBytes(n) > len(p) {
-		return batchEntry{}, cfs.Errorf("", cfs.Corrupt, "a record of %d bytes", n)
+	if n == 0 || n > cfs.MaxShardSize || n%cfs.BlockSize != 0 || entryBytes(n) > len(p) || e.revision > maxRevision {
+		return batchEntry{}, cfs.Errorf("", cfs.Corrupt, "a record of %d bytes, revision %d", n, e.revision)
 	}
 	e.crcs = p[entryFixedBytes:entryBytes(n):entryBytes(n)]
 	return e, nil

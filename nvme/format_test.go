@@ -79,7 +79,7 @@ func FuzzBatchHeader(f *testing.F) {
 	blocks := uint32(0)
 	for i, n := range []uint32{1, 2, 20} {
 		rec := record(testKey(i), int(n)*cfs.BlockSize)
-		enc.add(&rec, bytes.Repeat([]byte{byte(i)}, int(n)*crcBytes))
+		enc.add(&rec, uint16(i), bytes.Repeat([]byte{byte(i)}, int(n)*crcBytes))
 		blocks += n
 	}
 	enc.seal(&batchHeader{seq: seg.seq, salt: seg.salt, block: block, payloadBlocks: blocks, durable: 4}, fuzzOff)
@@ -98,7 +98,7 @@ func FuzzBatchHeader(f *testing.F) {
 			next := uint32(block + 1)
 			for i := range entries {
 				e := &entries[i]
-				if e.block != next || e.rec.Len == 0 || e.rec.Len > cfs.MaxShardSize || len(e.crcs) != int(e.rec.Len)/cfs.BlockSize*crcBytes {
+				if e.block != next || e.rec.Len == 0 || e.rec.Len > cfs.MaxShardSize || len(e.crcs) != int(e.rec.Len)/cfs.BlockSize*crcBytes || e.revision > maxRevision {
 					t.Fatalf("entry %d: %+v", i, e)
 				}
 				next += e.rec.Len / cfs.BlockSize
@@ -132,7 +132,7 @@ func FuzzFooter(f *testing.F) {
 	h := segmentHeader{seq: 3, salt: 0x1122334455667788, bytes: testSegment}
 	var lines []footerLine
 	for i := range uint16(50) {
-		lines = append(lines, footerLine{key: testKey(int(i)), group: group{cfs.PGID(i), 7}, header: 4, payload: 5 + i, blocks: 1 + i%9})
+		lines = append(lines, footerLine{key: testKey(int(i)), group: group{cfs.PGID(i), 7}, header: 4, payload: 5 + i, blocks: 1 + i%9, revision: i * 41})
 	}
 	blk := make([]byte, cfs.BlockSize)
 	encodeFooterPart(blk, &h, fill{60, 40}, lines, 0, fuzzOff)
@@ -152,7 +152,7 @@ func FuzzFooter(f *testing.F) {
 				t.Fatalf("%+v with %d lines", p, len(lines))
 			}
 			for _, l := range lines {
-				if n := uint32(l.payload) + uint32(l.blocks); n > testSegment/cfs.BlockSize || l.header >= l.payload || l.blocks == 0 || l.blocks > cfs.MaxShardSize/cfs.BlockSize {
+				if n := uint32(l.payload) + uint32(l.blocks); n > testSegment/cfs.BlockSize || l.header >= l.payload || l.blocks == 0 || l.blocks > cfs.MaxShardSize/cfs.BlockSize || l.revision > maxRevision {
 					t.Fatalf("line %+v", l)
 				}
 			}

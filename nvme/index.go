@@ -15,6 +15,9 @@ type entry struct {
 	payload uint32 // first block of the payload in the segment
 	blocks  uint32 // of the payload
 	group   group
+
+	// revision is how often the record was replaced, or was tried to be: see Log.Replace.
+	revision uint16
 }
 
 func (e *entry) sizeBytes() uint32 { return e.blocks * cfs.BlockSize }
@@ -28,7 +31,7 @@ type location struct{ seg, header, payload uint32 }
 // counter; everything else is here:
 //
 //	key   counter (lower half) 32 | shard 8 | segment 24
-//	val   unused 11 | group slot 22 | distance 7 | blocks less one 8 | payload 16
+//	val   revision 11 | group slot 22 | distance 7 | blocks less one 8 | payload 16
 //
 // The distance is that from the batch's header block to the payload. Keys compare as numbers.
 type packed struct{ key, val uint64 }
@@ -40,16 +43,20 @@ const (
 	blocksBits   = 8
 	distanceBits = 7
 	groupBits    = 22
+	revisionBits = 11
 
 	segMask       = 1<<segBits - 1
 	counterShift  = shardBits + segBits
 	distanceShift = payloadBits + blocksBits
 	groupShift    = distanceShift + distanceBits
+	revisionShift = groupShift + groupBits
 
 	// maxIndexSegments bounds the segments of a device, and maxHeaderDistance how
 	// far behind its batch's header a payload starts, in blocks.
 	maxIndexSegments  = 1 << segBits
 	maxHeaderDistance = 1<<distanceBits - 1
+	// maxRevision bounds how often a record is replaced.
+	maxRevision = 1<<revisionBits - 1
 )
 
 // packKey is the part of a packed key that orders it.
@@ -68,6 +75,8 @@ func packPlace(at location) (key, val uint64, err error) {
 }
 
 func (p *packed) slot() uint32 { return uint32(p.val>>groupShift) & (1<<groupBits - 1) }
+
+func (p *packed) revision() uint16 { return uint16(p.val >> revisionShift) }
 
 // counter is the lower half of the record's counter.
 func (p *packed) counter() uint32 { return uint32(p.key >> counterShift) }
@@ -208,6 +217,8 @@ func (x *index) entry(l *leaf, p *packed) entry {
 		payload: payload,
 		blocks:  uint32(p.val>>payloadBits)&(1<<blocksBits-1) + 1,
 		group:   x.groups.slots[p.slot()].group,
+
+		revision: p.revision(),
 	}
 }
 
@@ -227,13 +238,13 @@ func (x *index) get(k Key) (entry, bool) {
 
 // put adds a record and returns the entry that it replaces, if any. On an error
 // nothing has changed: Overloaded when there are too many groups, Invalid for
-// a place or length that no device has.
-func (x *index) put(rec *Record, seg int, header, payload uint32) (old entry, replaced bool, err error) {
+// a place, length or revision that no device has.
+func (x *index) put(rec *Record, revision uint16, at location) (old entry, replaced bool, err error) {
 	blocks := rec.Len / cfs.BlockSize
-	if blocks == 0 || blocks > 1<<blocksBits {
-		return entry{}, false, cfs.Errorf("index", cfs.Invalid, "no room for a record of %d blocks", blocks)
+	if blocks == 0 || blocks > 1<<blocksBits || revision > maxRevision {
+		return entry{}, false, cfs.Errorf("index", cfs.Invalid, "no room for a record of %d blocks, revision %d", blocks, revision)
 	}
-	key, val, err := packPlace(location{uint32(seg), header, payload})
+	key, val, err := packPlace(at)
 	if err != nil {
 		return entry{}, false, err
 	}
@@ -241,7 +252,7 @@ func (x *index) put(rec *Record, seg int, header, payload uint32) (old entry, re
 	if err != nil {
 		return entry{}, false, err
 	}
-	p := packed{key | packKey(rec.Key), val | uint64(blocks-1)<<payloadBits | uint64(slot)<<groupShift}
+	p := packed{key | packKey(rec.Key), val | uint64(blocks-1)<<payloadBits | uint64(slot)<<groupShift | uint64(revision)<<revisionShift}
 
 	session, counter := uint64(rec.Key.Stripe.Session), rec.Key.Stripe.Counter
 	bi, li := x.seek(session, counter)
@@ -287,6 +298,33 @@ func (x *index) replace(k Key, from, to location) bool {
 	p.key = p.key&^segMask | key
 	p.val = p.val&^placeMask | val
 	return true
+}
+
+// revise raises the revision of a record and returns it; 0 when there is no such record. Overloaded
+// when it cannot rise: nothing has changed then.
+func (x *index) revise(k Key) (uint16, error) {
+	bi, li, ri, ok := x.lookup(k)
+	if !ok {
+		return 0, nil
+	}
+	p := &x.branches[bi].leaves[li].recs[ri]
+	if p.revision() == maxRevision {
+		return 0, cfs.Errorf("index", cfs.Overloaded, "the record was replaced %d times", maxRevision)
+	}
+	p.val += 1 << revisionShift
+	return p.revision(), nil
+}
+
+// adopt is put when a start finds records in any order: of two of a key that of the higher revision
+// stays, or of equal ones the one that comes later. lost is the other, if there was one.
+func (x *index) adopt(rec *Record, revision uint16, at location) (lost entry, twice, kept bool, err error) {
+	old, twice, err := x.put(rec, revision, at)
+	if err != nil || !twice || old.revision <= revision {
+		return old, twice, true, err
+	}
+	was := x.record(&old)
+	lost, _, err = x.put(&was, old.revision, old.location())
+	return lost, true, false, err
 }
 
 func (x *index) delete(k Key) (entry, bool) {

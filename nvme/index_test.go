@@ -32,7 +32,7 @@ func indexPlace(n int) (seg int, header, payload uint32) {
 func (x *index) mustPut(tb testing.TB, k Key, n int) {
 	rec := Record{Key: k, PG: cfs.PGID(n % 512), Epoch: cfs.Epoch(3 + n%2), Len: cfs.BlockSize * uint32(1+n%256)}
 	seg, header, payload := indexPlace(n)
-	if _, _, err := x.put(&rec, seg, header, payload); err != nil {
+	if _, _, err := x.put(&rec, uint16(n%3), location{uint32(seg), header, payload}); err != nil {
 		tb.Fatal(err)
 	}
 }
@@ -353,6 +353,8 @@ func runIndexModel(t *testing.T, seed uint64) {
 		for range 1 + m.rng.IntN(4000) {
 			var err error
 			switch n := m.rng.IntN(100); {
+			case n%10 == 9:
+				err = m.revise()
 			case n < putShare:
 				err = m.put()
 			default:
@@ -394,6 +396,8 @@ func (m *indexModel) entry(k Key) entry {
 		key: k, seg: m.rng.Uint32N(maxIndexSegments), header: payload - distance, payload: payload,
 		blocks: uint32(1 + m.rng.IntN(256)),
 		group:  group{cfs.PGID(m.rng.Uint32N(16) << 28), cfs.Epoch(m.rng.IntN(12))},
+
+		revision: uint16(m.rng.IntN(maxRevision + 1)),
 	}
 }
 
@@ -403,7 +407,7 @@ func (m *indexModel) put() error {
 		return m.replace(old, e)
 	}
 	rec := Record{Key: e.key, PG: e.group.pg, Epoch: e.group.epoch, Len: e.sizeBytes()}
-	old, replaced, err := m.x.put(&rec, int(e.seg), e.header, e.payload)
+	old, replaced, err := m.x.put(&rec, e.revision, e.location())
 	if cfs.KindOf(err) == cfs.Overloaded {
 		groups := map[group]bool{}
 		for _, o := range m.entries {
@@ -430,8 +434,41 @@ func (m *indexModel) replace(old, e entry) error {
 	if !m.x.replace(e.key, old.location(), e.location()) {
 		return fmt.Errorf("%s was not replaced at %v", e.key, old.location())
 	}
-	e.blocks, e.group = old.blocks, old.group
+	e.blocks, e.group, e.revision = old.blocks, old.group, old.revision
 	m.entries[e.key] = e
+	return nil
+}
+
+// revise raises the revision of a record, or adopts another.
+func (m *indexModel) revise() error {
+	e := m.entry(m.key())
+	old, there := m.entries[e.key]
+	if m.rng.IntN(2) == 0 {
+		got, err := m.x.revise(e.key)
+		if full := there && old.revision == maxRevision; full != (cfs.KindOf(err) == cfs.Overloaded) {
+			return fmt.Errorf("revise %s from %d: %v", e.key, old.revision, err)
+		} else if there && !full {
+			old.revision++
+			m.entries[e.key] = old
+		}
+		if err == nil && got != old.revision {
+			return fmt.Errorf("%s has revision %d, want %d", e.key, got, old.revision)
+		}
+		return nil
+	}
+	if !there {
+		return nil
+	}
+	rec := Record{Key: e.key, PG: old.group.pg, Epoch: old.group.epoch, Len: e.sizeBytes()}
+	e.group = old.group
+	lost, twice, kept, err := m.x.adopt(&rec, e.revision, e.location())
+	want := e
+	if kept {
+		m.entries[e.key], want = e, old
+	}
+	if err != nil || !twice || kept != (e.revision >= old.revision) || lost != want {
+		return fmt.Errorf("adopt %s, revision %d beside %d: kept %v, lost %+v, %v", e.key, e.revision, old.revision, kept, lost, err)
+	}
 	return nil
 }
 
@@ -502,7 +539,7 @@ func (m *indexModel) compare() error {
 func TestIndexBounds(t *testing.T) {
 	x := newIndex()
 	put := func(seg int, header, payload, bytes uint32) error {
-		_, _, err := x.put(&Record{Key: stripe(1, 1), Len: bytes}, seg, header, payload)
+		_, _, err := x.put(&Record{Key: stripe(1, 1), Len: bytes}, 0, location{uint32(seg), header, payload})
 		return err
 	}
 	for _, c := range []struct {
@@ -515,6 +552,9 @@ func TestIndexBounds(t *testing.T) {
 		if err := put(c.seg, c.header, c.payload, c.bytes); cfs.KindOf(err) != cfs.Invalid {
 			t.Errorf("%+v: %v", c, err)
 		}
+	}
+	if _, _, err := x.put(&Record{Key: stripe(1, 1), Len: 4096}, maxRevision+1, location{1, 2, 3}); cfs.KindOf(err) != cfs.Invalid {
+		t.Errorf("revision %d: %v", maxRevision+1, err)
 	}
 	if x.len() != 0 || x.groups.live != 0 {
 		t.Error("a refused put left something behind")
@@ -536,7 +576,7 @@ func TestIndexGroups(t *testing.T) {
 	x := newIndex()
 	x.groups.maximum = 5000
 	put := func(n, of int) error {
-		_, _, err := x.put(&Record{Key: stripe(1, uint64(n)), PG: cfs.PGID(of), Epoch: cfs.Epoch(of / 7), Len: 4096}, 1, 2, 3)
+		_, _, err := x.put(&Record{Key: stripe(1, uint64(n)), PG: cfs.PGID(of), Epoch: cfs.Epoch(of / 7), Len: 4096}, 0, location{1, 2, 3})
 		return err
 	}
 	most := 0
@@ -583,7 +623,7 @@ func TestIndexAlloc(t *testing.T) {
 		n++
 		e, _ := x.get(stripe(1, uint64(n)))
 		x.replace(e.key, e.location(), e.location())
-		x.put(&rec, 1, 2, 3)
+		x.put(&rec, 0, location{1, 2, 3})
 		x.each(&end, func(e entry) bool { sum += e.blocks; return true })
 	}); got != 0 && !invariants.Enabled {
 		t.Errorf("%v allocations", got)

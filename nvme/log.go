@@ -2,9 +2,11 @@ package nvme
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -19,6 +21,8 @@ const (
 	DefaultCRCCacheBytes = 64 << 20
 	// DefaultCheckpoint is how often bitmaps that have changed are written when LogOptions does not say.
 	DefaultCheckpoint = 5 * time.Second
+	// DefaultIdleAfter is how long nothing is put or got before segments are cleaned when LogOptions does not say.
+	DefaultIdleAfter = 2 * time.Second
 	// LogArenaBytes is the arena memory that a Log holds while it is open.
 	LogArenaBytes = maxSmallWriters*(iopath.Headroom+maxStaged) + 2*(iopath.Headroom+maintainBytes) + iopath.Headroom + maxCopied + iopath.Headroom + copyHeaders*cfs.BlockSize
 	// maxPuts bounds the puts inside a log, and so the memory that they hold.
@@ -61,6 +65,9 @@ type LogOptions struct {
 	Checkpoint time.Duration
 	// Logger is told of damage and failures; nil for none.
 	Logger *slog.Logger
+	// IdleAfter is how long nothing is put or got before segments are cleaned though space is not
+	// short, see LogStats.OccupiedBytes; 0 for DefaultIdleAfter, negative for never. Gets delay it by a few times that.
+	IdleAfter time.Duration
 }
 
 // LogStats is the state of a log and what it has done since it was opened.
@@ -68,6 +75,7 @@ type LogStats struct {
 	CapacityBytes int64 // of all segments but the reserve
 	UsedBytes     int64 // of live records and what lies around them, at most CapacityBytes
 	LiveBytes     int64 // of the payloads of live records
+	OccupiedBytes int64 // of segments that hold anything, whole; of those being filled, what is filled
 	Records       int   // live
 	IndexBytes    int   // of memory for the index
 	BitmapBytes   int   // of memory for the bitmaps
@@ -77,7 +85,7 @@ type LogStats struct {
 	FreeSegments    int // never used, or nothing live in them
 	OpenSegments    int // being filled, or prepared to be
 	FullSegments    int
-	BadSegments     int // given up after a failed header write; until the next start
+	BadSegments     int // given up: the header could not be written, or header or bitmap not be read at the start; until the next start
 
 	Puts, Gets, Deletes     uint64 // records
 	Writes, Flushes         uint64 // batches written, flushes of the device for them
@@ -114,12 +122,14 @@ type Log struct {
 	index   *index
 	crcs    *crcCache
 	space   space
+	idle    idling
 	pending map[Key]*put // admitted, not yet in the index
 
 	unflushed []*batch // written, waiting for a flush
 	writing   int      // batches that are being written
 	flushing  bool
 	moves     []*batch // of the cleaner, not answered
+	doomed    int      // puts in pending that were deleted
 
 	small        []*put        // small records that wait for a writer
 	smallWriters int           // batches of small records that are not answered
@@ -133,14 +143,16 @@ type Log struct {
 	scrubEnd context.CancelFunc // of the scrub inside, nil for none
 
 	active   int // puts, gets and scrubs inside
-	failures int // writes in a row
+	failures int // writes of puts and the cleaner in a row
 	lost     int // reads in a row
-	broken   error
-	closeErr error // of the last checkpoint
-	closed   bool
-	stopping bool // the cleaner shall return
-	stop     bool // the maintainer shall return, after a last checkpoint
-	stats    LogStats
+
+	upkeepFailures int // writes of the maintainer in a row, with none of a put between them
+	broken         error
+	closeErr       error // of the last checkpoint
+	closed         bool
+	stopping       bool // the cleaner shall return
+	stop           bool // the maintainer shall return, after a last checkpoint
+	stats          LogStats
 }
 
 // OpenLog rebuilds the index from a formatted device and makes the log ready.
@@ -182,9 +194,7 @@ func newLog(dev Device, sb Superblock, opt LogOptions) *Log {
 	if opt.CRCCacheBytes == 0 {
 		opt.CRCCacheBytes = DefaultCRCCacheBytes
 	}
-	if opt.Checkpoint == 0 {
-		opt.Checkpoint = DefaultCheckpoint
-	}
+	opt.Checkpoint = cmp.Or(opt.Checkpoint, DefaultCheckpoint)
 	l := &Log{
 		layout:   newLayout(dev, sb),
 		info:     dev.Info(),
@@ -195,6 +205,7 @@ func newLog(dev Device, sb Superblock, opt LogOptions) *Log {
 		crcs:     newCRCCache(opt.CRCCacheBytes),
 		pending:  make(map[Key]*put),
 		space:    newSpace(sb.segments()),
+		idle:     idling{after: cmp.Or(opt.IdleAfter, DefaultIdleAfter), least: math.MaxInt64},
 	}
 	l.damaged = func(d flaw) { l.log.Warn("damaged "+d.what, "segment", d.seg, "offset", d.off, "err", d.err) }
 	l.changed = sync.NewCond(&l.mu)
@@ -256,22 +267,27 @@ func (l *Log) List(after *Key, limit int) []Record {
 	return l.index.list(after, limit)
 }
 
-// Delete forgets records and returns how many there were. The next checkpoint
+// Delete forgets records and returns how many there were, those included whose put is
+// under way: that put returns nil, and leaves nothing. The next checkpoint
 // makes that durable: a crash before it makes the log forget the delete, and
-// nothing else.
+// nothing else (of a record that was replaced shortly before, what was
+// replaced may come back then).
 func (l *Log) Delete(keys []Key) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := 0
 	for _, k := range keys {
-		e, ok := l.index.delete(k)
-		if !ok {
-			continue
+		e, there := l.index.delete(k)
+		if there {
+			l.idle.deleted(int64(e.blocks), int64(l.segBlocks-l.firstData))
+			l.forgetLocked(&e)
 		}
-		n++
-		l.forgetLocked(&e)
+		if l.doomLocked(k) || there {
+			n++
+		}
 	}
 	l.stats.Deletes += uint64(n)
+	l.idle.changed(n)
 	if n > 0 && len(l.space.free) < cleanBelow {
 		l.changed.Broadcast() // the cleaner may have work
 	}
@@ -352,12 +368,9 @@ func (l *Log) Get(ctx context.Context, key Key, off, n uint32, dst *iopath.Buf) 
 }
 
 func (l *Log) beginGetLocked(key Key, off, n uint32, dst *iopath.Buf) (entry, error) {
-	if l.closed {
-		return entry{}, cfs.E(l.opOn("get", key), cfs.Closed, nil)
-	}
-	e, ok := l.index.get(key)
-	if !ok {
-		return entry{}, cfs.Errorf(l.opOn("get", key), cfs.NotFound, "no such record")
+	e, err := l.findLocked("get", key)
+	if err != nil {
+		return entry{}, err
 	}
 	if off%cfs.BlockSize != 0 || n%cfs.BlockSize != 0 || n == 0 ||
 		uint64(off)+uint64(n) > uint64(e.sizeBytes()) || int(n) > len(dst.Bytes()) {
@@ -365,6 +378,18 @@ func (l *Log) beginGetLocked(key Key, off, n uint32, dst *iopath.Buf) (entry, er
 	}
 	l.space.segs[e.seg].readers++
 	l.active++
+	return e, nil
+}
+
+// findLocked is the entry of a record that is to be read.
+func (l *Log) findLocked(what string, key Key) (entry, error) {
+	if l.closed {
+		return entry{}, cfs.E(l.opOn(what, key), cfs.Closed, nil)
+	}
+	e, ok := l.index.get(key)
+	if !ok {
+		return entry{}, cfs.Errorf(l.opOn(what, key), cfs.NotFound, "no such record")
+	}
 	return e, nil
 }
 
@@ -432,6 +457,7 @@ func (l *Log) Stats() LogStats {
 	st.IndexBytes = l.index.memBytes()
 	st.FeedPosition = l.state.feedPosition
 	st.Failed = l.broken != nil
+	st.OccupiedBytes = l.occupiedLocked() * cfs.BlockSize
 	for i := range l.space.segs {
 		s := &l.space.segs[i]
 		st.BitmapBytes += 8 * len(s.bits)
@@ -441,7 +467,7 @@ func (l *Log) Stats() LogStats {
 			st.FreeSegments++
 		case segPreparing, segReady, segOpen:
 			st.OpenSegments++
-		case segFull:
+		case segFull, segKept:
 			st.FullSegments++
 		case segBad:
 			st.BadSegments++

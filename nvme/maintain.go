@@ -43,7 +43,7 @@ func (l *Log) maintain() {
 		err := step()
 		l.space.preparing = false
 		if err != nil {
-			l.failedLocked(err)
+			l.failedLocked(&l.upkeepFailures, err)
 			l.flushFailedLocked(nil, err) // it may have been a flush that failed, for puts too
 		}
 		l.changed.Broadcast()
@@ -106,7 +106,9 @@ func (l *Log) writeFooterLocked(seg int) error {
 	l.mu.Unlock()
 	err := l.writeFooter(&h, at, lines)
 	l.mu.Lock()
-	s.footed = err == nil
+	if s.footed = err == nil; s.footed {
+		l.upkeepFailures = 0
+	}
 	return err
 }
 
@@ -132,12 +134,13 @@ func (l *Log) writeFooter(h *segmentHeader, at fill, lines []footerLine) error {
 // position that they stand for, releasing mu while it writes. Deletes that come
 // meanwhile may be in it: they are only durable early. A record that the cleaner
 // moves meanwhile lies behind what the bitmap of its new segment covers, and so
-// lives; those that it is moving now may have been deleted, so they are waited for.
+// lives; those that it is moving now may have been deleted, so they are waited for, and
+// so are puts that were deleted.
 func (l *Log) checkpointLocked() error {
 	sp := &l.space
 	feed := l.feed
 	l.stats.Checkpoints++
-	for _, b := range slices.Clone(l.moves) {
+	for _, b := range l.doubtfulLocked() {
 		for b.state != batchAnswered {
 			l.changed.Wait()
 		}
@@ -159,7 +162,7 @@ func (l *Log) checkpointLocked() error {
 	var err error
 	for seg := 0; seg < len(sp.segs) && err == nil; seg++ {
 		s := &sp.segs[seg]
-		if !s.dirty { // and so has had records
+		if !s.dirty || s.state == segKept { // a dirty one has had records
 			continue
 		}
 		s.dirty = false
@@ -185,6 +188,7 @@ func (l *Log) checkpointLocked() error {
 		// After a failure the same slot comes again: the other is whole.
 		if s := &sp.segs[seg]; err == nil {
 			s.generation++
+			l.upkeepFailures = 0
 		} else {
 			s.dirty = true
 		}
@@ -207,6 +211,7 @@ func (l *Log) writeStateLocked(st deviceState) error {
 	l.mu.Lock()
 	if err == nil {
 		l.state = st
+		l.upkeepFailures = 0
 	}
 	return err
 }

@@ -35,7 +35,19 @@ type put struct {
 	buf  *iopath.Buf   // retained until it is written; nil for a move
 	done chan struct{} // closed when err is valid; nil for a move
 	from location      // of a move
-	err  error
+
+	revision uint16
+	replace  bool // a record that is there is superseded
+	deleted  bool // meanwhile: it is dropped
+	err      error
+}
+
+// what names what is done, in errors.
+func (p *put) what() string {
+	if p.replace {
+		return "replace"
+	}
+	return "put"
 }
 
 // batchState is how far a batch is.
@@ -72,20 +84,25 @@ type batch struct {
 // ctx ends first Put is Canceled or Timeout and the record may still become
 // durable; but a Put that is itself writing returns only when the device answers.
 func (l *Log) Put(ctx context.Context, rec Record, crcs []byte, buf *iopath.Buf) error {
-	if err := l.checkPut(&rec, crcs, buf); err != nil {
+	return l.put(ctx, &put{rec: rec, crcs: crcs, buf: buf})
+}
+
+// put sees a put, whose checksums are still the caller's, through.
+func (l *Log) put(ctx context.Context, p *put) error {
+	if err := l.checkPut(p); err != nil {
 		return err
 	}
 	select {
 	case l.puts <- struct{}{}:
 	case <-ctx.Done():
-		return cfs.E(l.opOn("put", rec.Key), contextKind(ctx.Err()), context.Cause(ctx))
+		return cfs.E(l.opOn(p.what(), p.rec.Key), contextKind(ctx.Err()), context.Cause(ctx))
 	}
-	p := &put{rec: rec, crcs: bytes.Clone(crcs), buf: buf, done: make(chan struct{})}
+	p.crcs, p.done = bytes.Clone(p.crcs), make(chan struct{})
 	if here, err := l.admit(ctx, p); here || err != nil {
 		<-l.puts
 		return err
 	}
-	if rec.Len > maxSmall {
+	if p.rec.Len > maxSmall {
 		l.writeAlone(p)
 	} else {
 		l.writeShared(p)
@@ -93,39 +110,39 @@ func (l *Log) Put(ctx context.Context, rec Record, crcs []byte, buf *iopath.Buf)
 	select {
 	case <-p.done:
 	case <-ctx.Done():
-		return cfs.E(l.opOn("put", rec.Key), contextKind(ctx.Err()), context.Cause(ctx))
+		return cfs.E(l.opOn(p.what(), p.rec.Key), contextKind(ctx.Err()), context.Cause(ctx))
 	}
 	if p.err != nil {
-		return cfs.E(l.opOn("put", rec.Key), cfs.KindOf(p.err), p.err)
+		return cfs.E(l.opOn(p.what(), p.rec.Key), cfs.KindOf(p.err), p.err)
 	}
 	return nil
 }
 
-func (l *Log) checkPut(rec *Record, crcs []byte, buf *iopath.Buf) error {
-	n := rec.Len
+func (l *Log) checkPut(p *put) error {
+	n := p.rec.Len
 	switch {
 	case n == 0 || n > cfs.MaxShardSize || n%cfs.BlockSize != 0:
-		return cfs.Errorf(l.opOn("put", rec.Key), cfs.Invalid, "%d bytes, want whole blocks, at most %d", n, cfs.MaxShardSize)
-	case len(crcs) != int(n)/cfs.BlockSize*crcBytes:
-		return cfs.Errorf(l.opOn("put", rec.Key), cfs.Invalid, "%d bytes of checksums for %d of payload", len(crcs), n)
-	case len(buf.Bytes()) < int(n):
-		return cfs.Errorf(l.opOn("put", rec.Key), cfs.Invalid, "a buffer of %d bytes for %d", len(buf.Bytes()), n)
+		return cfs.Errorf(l.opOn(p.what(), p.rec.Key), cfs.Invalid, "%d bytes, want whole blocks, at most %d", n, cfs.MaxShardSize)
+	case len(p.crcs) != int(n)/cfs.BlockSize*crcBytes:
+		return cfs.Errorf(l.opOn(p.what(), p.rec.Key), cfs.Invalid, "%d bytes of checksums for %d of payload", len(p.crcs), n)
+	case len(p.buf.Bytes()) < int(n):
+		return cfs.Errorf(l.opOn(p.what(), p.rec.Key), cfs.Invalid, "a buffer of %d bytes for %d", len(p.buf.Bytes()), n)
 	case l.firstData+1+n/cfs.BlockSize+footerBlocks(1) > l.segBlocks:
-		return cfs.Errorf(l.opOn("put", rec.Key), cfs.TooLarge, "%d bytes do not fit a segment", n)
+		return cfs.Errorf(l.opOn(p.what(), p.rec.Key), cfs.TooLarge, "%d bytes do not fit a segment", n)
 	}
 	return nil
 }
 
 // admit makes p the one put of its key. here says that the record is in the log
-// already; a put of the same key under way is waited for.
+// already, unless p is to replace it; a put of the same key under way is waited for.
 func (l *Log) admit(ctx context.Context, p *put) (here bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
 		if l.closed {
-			return false, cfs.E(l.opOn("put", p.rec.Key), cfs.Closed, nil)
+			return false, cfs.E(l.opOn(p.what(), p.rec.Key), cfs.Closed, nil)
 		}
-		if e, ok := l.index.get(p.rec.Key); ok {
+		if e, ok := l.index.get(p.rec.Key); ok && !p.replace {
 			if old := l.index.record(&e); old != p.rec {
 				return false, cfs.Errorf(l.opOn("put", p.rec.Key), cfs.Exists, "it is there with group %d, epoch %d, %d bytes", old.PG, old.Epoch, old.Len)
 			}
@@ -139,12 +156,18 @@ func (l *Log) admit(ctx context.Context, p *put) (here bool, err error) {
 		select {
 		case <-other.done:
 		case <-ctx.Done():
-			err = cfs.E(l.opOn("put", p.rec.Key), contextKind(ctx.Err()), context.Cause(ctx))
+			err = cfs.E(l.opOn(p.what(), p.rec.Key), contextKind(ctx.Err()), context.Cause(ctx))
 		}
 		if l.mu.Lock(); err != nil {
 			return false, err
 		}
 	}
+	if p.replace {
+		if p.revision, err = l.index.revise(p.rec.Key); err != nil {
+			return false, cfs.E(l.opOn(p.what(), p.rec.Key), cfs.KindOf(err), err)
+		}
+	}
+	l.idle.busy()
 	l.pending[p.rec.Key] = p
 	l.active++
 	p.buf.Retain()
@@ -194,6 +217,7 @@ func (l *Log) writeSmallLocked() {
 		return
 	}
 	b.shared = true
+	puts = b.puts
 	mem := puts[0].buf
 	var staging *iopath.Buf
 	if len(puts) > 1 {
@@ -268,17 +292,21 @@ func batchBlocks(puts []*put) uint32 {
 	return blocks
 }
 
-// startLocked gives a batch its place; nil when there is none, and its puts have failed then.
+// startLocked gives a batch its place; nil when there is none, and its puts have failed
+// then. It may wait for that, releasing mu; those that were deleted by then are dropped.
 func (l *Log) startLocked(to uint8, puts []*put) *batch {
-	blocks := batchBlocks(puts)
-	seg, block, err := l.reserveLocked(to, blocks, uint32(len(puts)))
-	if err != nil {
+	if err := l.roomLocked(to, batchBlocks(puts), uint32(len(puts))); err != nil {
 		for _, p := range puts {
 			p.releaseBuf()
 			l.finishLocked(p, err)
 		}
 		return nil
 	}
+	if puts = l.dropDeletedLocked(puts); len(puts) == 0 {
+		return nil
+	}
+	blocks := batchBlocks(puts)
+	seg, block := l.reserveLocked(to, blocks, uint32(len(puts)))
 	s := &l.space.segs[seg]
 	b := &batch{puts: puts, seg: seg, block: block, blocks: blocks}
 	if n := len(s.flow); n > 0 {
@@ -295,7 +323,7 @@ func (l *Log) encode(b *batch, mem []byte) {
 	off := l.segOffset(b.seg, b.block)
 	enc := newBatchEncoder(mem)
 	for _, p := range b.puts {
-		enc.add(&p.rec, p.crcs)
+		enc.add(&p.rec, p.revision, p.crcs)
 	}
 	enc.seal(&b.header, off)
 	b.op[0] = iopath.WriteOp{P: mem[:int(b.blocks)*cfs.BlockSize], Off: off}
@@ -321,7 +349,7 @@ func (l *Log) write(b *batch, staging *iopath.Buf) {
 	case err != nil:
 		b.state = batchDone
 		if b.err == nil {
-			l.failedLocked(err)
+			l.failedLocked(&l.failures, err)
 		}
 		l.failBatchLocked(b, err)
 		l.settleLocked(b.seg)
@@ -386,7 +414,7 @@ func (l *Log) flushRoundLocked() {
 	l.mu.Lock()
 	l.stats.Flushes++
 	if err != nil {
-		l.failedLocked(err)
+		l.failedLocked(&l.failures, err)
 		l.flushFailedLocked(covered, err)
 		return
 	}
@@ -440,7 +468,7 @@ func (l *Log) settleLocked(seg int) {
 		payload := b.block + 1
 		for _, p := range b.puts {
 			if b.err == nil {
-				l.failures = 0
+				l.failures, l.upkeepFailures = 0, 0
 				l.insertLocked(p, b, payload)
 			}
 			payload += p.rec.Len / cfs.BlockSize
@@ -462,24 +490,32 @@ func (l *Log) settleLocked(seg int) {
 }
 
 // insertLocked makes a durable record visible in its place. One that was deleted
-// while it was being moved is not.
+// while it was being put or moved is not.
 func (l *Log) insertLocked(p *put, b *batch, payload uint32) {
 	s := &l.space.segs[b.seg]
 	blocks := p.rec.Len / cfs.BlockSize
 	s.lines = append(s.lines, footerLine{
 		key: p.rec.Key, group: group{p.rec.PG, p.rec.Epoch},
-		header: uint16(b.block), payload: uint16(payload), blocks: uint16(blocks),
+		header: uint16(b.block), payload: uint16(payload), blocks: uint16(blocks), revision: p.revision,
 	})
-	if p.done == nil {
+	switch {
+	case p.done == nil:
 		l.movedLocked(p, b, payload)
 		return
+	case p.deleted:
+		s.dirty = true // a bitmap has to cover it
+		return
 	}
-	if _, _, err := l.index.put(&p.rec, b.seg, b.block, payload); err != nil {
+	old, replaced, err := l.index.put(&p.rec, p.revision, location{uint32(b.seg), b.block, payload})
+	if err != nil {
 		p.err = err
 		s.dirty = true
 		return
 	}
 	l.rememberLocked(b.seg, payload, blocks)
+	if replaced {
+		l.forgetLocked(&old)
+	}
 	l.crcs.put(cacheKey(uint32(b.seg), payload), p.crcs)
 	l.stats.Puts++
 	l.stats.PutBytes += uint64(p.rec.Len)
@@ -494,6 +530,9 @@ func (l *Log) finishLocked(p *put, err error) {
 		return
 	}
 	delete(l.pending, p.rec.Key)
+	if p.deleted {
+		l.doomed--
+	}
 	close(p.done)
 	<-l.puts
 	l.leaveLocked()

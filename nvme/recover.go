@@ -13,29 +13,50 @@ import (
 // maxScanners bounds the segments that are read at once at a start.
 const maxScanners = 8
 
+// maxLostAtStart is how many blocks may be unreadable at a start: a device with more fails it.
+const maxLostAtStart = maxReadFailures
+
+// lostLives is by how much the sequence numbers of lives go on behind the highest known one when the
+// header of a segment cannot be read, besides the number of segments: the segment may have a higher
+// one. Each segment that was prepared since takes one, and each start at most one more for each stream.
+const lostLives = 1 << 16
+
 // recovery is a start under way.
 type recovery struct {
+	layout   // passes over what cannot be read
 	l        *Log
 	torn     bool // some payloads were
 	unfooted [streams][]int
 	mem      []byte
+
+	mu   sync.Mutex
+	lost map[int64]bool // offsets of the blocks that cannot be read
 }
 
 // recover rebuilds the index from the footers and bitmaps of sealed segments and
-// the batch headers of the others. Of two records with one key the one in the
-// later segment counts: they are equal, because keys are never used twice.
+// the batch headers of the others. Of two records with one key the one with the higher
+// revision counts: it replaced the other. Two of one revision are equal, because keys are never
+// used twice: one was moved, or put again after a failure. The one in the later segment counts.
 //
 // Each batch header says up to where its segment was durable when it was
 // written; payloads behind the last such place may be torn by a crash though
 // their header is whole, so they are compared with their checksums. The
 // bitmaps then omit the torn ones, durably, before anything is put behind them.
+//
+// Blocks that cannot be read cost what they hold and nothing else: a segment whose header or bitmap is lost
+// is left out, bad until the next start, and its records are missing; a lost footer is
+// none; records whose batch header is lost, and that no footer names, are missing; a
+// payload is its reader's to find. What is missing may be read at the next start, so nothing overwrites
+// it: a segment without a footer of which a block was lost is kept as it is, see segKept.
 func (l *Log) recover() error {
-	state, err := l.readState()
+	r := &recovery{layout: l.layout, l: l, lost: map[int64]bool{}}
+	r.skip = r.lose
+	state, err := r.readState()
 	if err != nil {
 		return err
 	}
 	l.state, l.feed = state, state.feedPosition
-	found, err := l.readHeaders()
+	found, err := r.readHeaders()
 	if err != nil {
 		return err
 	}
@@ -45,13 +66,17 @@ func (l *Log) recover() error {
 		return err
 	}
 	defer mem.free()
-	r := recovery{l: l, mem: mem.p}
+	r.mem = mem.p
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := readInOrder(found, l.readRecords, r.adopt); err != nil {
+	if err := readInOrder(found, r.readRecords, r.adopt); err != nil {
 		return err
 	}
 	r.settle()
+	if r.lostIn(func(_ int, block uint32) bool { return block < segHeaderBlocks }) {
+		l.space.lastSeq += uint64(len(l.space.segs)) + lostLives
+	}
+	l.stats.ReadErrors += uint64(len(r.lost))
 	// What was read must be durable: the process may have died before it flushed.
 	if err := l.dev.Flush(); err != nil {
 		return err
@@ -85,13 +110,65 @@ func (l *layout) readState() (newest deviceState, err error) {
 	return newest, nil
 }
 
+// lose passes over a block that cannot be read.
+func (r *recovery) lose(off int64, err error) error {
+	if cfs.KindOf(err) != cfs.IO {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.lost[off] {
+		return nil
+	}
+	r.lost[off] = true
+	if len(r.lost) > maxLostAtStart {
+		return cfs.Errorf("open log on "+r.l.info.Path, cfs.IO, "given up, more than %d blocks cannot be read: %w", maxLostAtStart, err)
+	}
+	r.l.log.Error("block cannot be read at the start", "offset", off, "err", err)
+	return nil
+}
+
+// lostIn reports whether a block of a segment was lost for which is says so.
+func (r *recovery) lostIn(is func(seg int, block uint32) bool) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock() // segments that come later may still be read
+	for off := range r.lost {
+		at := off - HeaderAreaBytes
+		if at >= 0 && is(int(at/int64(r.sb.SegmentBytes)), uint32(at%int64(r.sb.SegmentBytes)/cfs.BlockSize)) {
+			return true
+		}
+	}
+	return false
+}
+
+// incomplete reports whether there may be more in a segment than was read. Its header and bitmaps do not
+// count: without them it is left out.
+func (r *recovery) incomplete(f *foundSegment) bool {
+	return !f.header.free && !f.footed && r.lostIn(func(seg int, block uint32) bool {
+		return seg == int(f.header.index) && block >= r.firstData
+	})
+}
+
 // readHeaders reads the headers of all segments and returns those of this formatting.
-func (l *Log) readHeaders() ([]*foundSegment, error) {
-	all := make([]*foundSegment, len(l.space.segs))
+func (r *recovery) readHeaders() ([]*foundSegment, error) {
+	segs := r.l.space.segs
+	all := make([]*foundSegment, len(segs))
+	out := make([]bool, len(segs))
 	err := inParallel(len(all), nil, func(i int, mem []byte) (err error) {
-		all[i], err = l.readHeader(i, mem)
+		all[i], out[i], err = r.readHead(i, mem)
 		return err
 	})
+	for i := range segs {
+		if err != nil || !out[i] {
+			continue
+		}
+		segs[i].state = segBad
+		r.l.log.Error("segment left out: its header or bitmap cannot be read", "segment", i, "offset", r.segOffset(i, 0))
+		if all[i] != nil {
+			r.l.space.lastSeq = max(r.l.space.lastSeq, all[i].header.seq)
+			all[i] = nil
+		}
+	}
 	return slices.DeleteFunc(all, func(f *foundSegment) bool { return f == nil }), err
 }
 
@@ -107,7 +184,7 @@ func (r *recovery) adopt(f *foundSegment) error {
 		s.tail = max(s.tail, min(f.bitmap.covered, l.segBlocks))
 	}
 	l.space.lastSeq = max(l.space.lastSeq, s.seq)
-	if f.header.free || len(f.lines) == 0 && !f.footed {
+	if f.header.free || len(f.lines) == 0 && !f.footed && !r.incomplete(f) {
 		return nil // its life is over, or has not begun
 	}
 	s.state, s.bits = segFull, newBitmap(l.segBlocks)
@@ -117,7 +194,7 @@ func (r *recovery) adopt(f *foundSegment) error {
 		l.log.Warn("no batch header where one should be", "segment", seg, "offset", off)
 	}
 	dirty := false
-	w := scanner{l: &l.layout, seg: seg, buf: r.mem}
+	w := scanner{l: &r.layout, seg: seg, buf: r.mem}
 	for i := range f.lines {
 		line := &f.lines[i]
 		if !f.lives(line) {
@@ -134,13 +211,17 @@ func (r *recovery) adopt(f *foundSegment) error {
 				continue
 			}
 		}
-		old, replaced, err := l.index.put(&rec, seg, uint32(line.header), uint32(line.payload))
+		lost, twice, kept, err := l.index.adopt(&rec, line.revision, location{uint32(seg), uint32(line.header), uint32(line.payload)})
 		if err != nil {
 			return cfs.E("open log on "+l.info.Path, cfs.KindOf(err), err)
 		}
+		if !kept {
+			dirty = true
+			continue
+		}
 		l.rememberLocked(seg, uint32(line.payload), uint32(line.blocks))
-		if replaced {
-			l.forgetLocked(&old)
+		if twice {
+			l.forgetLocked(&lost)
 		}
 		if f.crcs != nil {
 			l.crcs.put(cacheKey(uint32(seg), uint32(line.payload)), f.crcs[i])
@@ -151,15 +232,24 @@ func (r *recovery) adopt(f *foundSegment) error {
 	s.dirty = dirty || f.footed && (f.bitmap.covered < f.fill.tail || !slices.Equal(f.bits, s.bits))
 	if !f.footed {
 		s.lines = f.lines
+	}
+	switch {
+	case r.incomplete(f): // of its payloads too
+		s.state = segKept
+		l.log.Error("segment is neither filled nor cleaned until the next start: a block of it cannot be read", "segment", seg, "records", len(f.lines))
+	case !f.footed:
 		r.unfooted[s.stream] = append(r.unfooted[s.stream], seg)
 	}
 	return nil
 }
 
-// whole compares a payload that a crash may have torn with its checksums.
+// whole compares a payload that a crash may have torn with its checksums. One
+// that cannot be read is not torn, it is damaged.
 func (r *recovery) whole(w *scanner, line *footerLine, crcs []byte) (bool, error) {
 	bad, err := w.badBlock(line, crcs)
-	if err != nil || bad == none {
+	r.mu.Lock()
+	defer r.mu.Unlock() // segments behind this one are still being read
+	if err != nil || bad == none || r.lost[r.segOffset(w.seg, uint32(line.payload)+uint32(bad))] {
 		return err == nil, err
 	}
 	r.torn = true
@@ -187,6 +277,7 @@ func (r *recovery) settle() {
 		switch s := &sp.segs[i]; s.state {
 		case segFree:
 			sp.free = append(sp.free, i)
+		case segBad:
 		default:
 			s.readers--
 			l.freeIfDeadLocked(i)

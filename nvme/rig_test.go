@@ -141,6 +141,16 @@ func (r *rig) putBytes(l *Log, k Key, p []byte) error {
 	return l.Put(context.Background(), record(k, len(p)), checksums(k, p), b)
 }
 
+func (r *rig) replaceBytes(l *Log, k Key, p []byte) error {
+	b, err := r.arena.Get(context.Background(), len(p))
+	if err != nil {
+		return err
+	}
+	defer b.Release()
+	copy(b.Bytes(), p)
+	return l.Replace(context.Background(), record(k, len(p)), checksums(k, p), b)
+}
+
 func (r *rig) put(l *Log, k Key, sizeBytes int) error { return r.putBytes(l, k, payload(k, sizeBytes)) }
 
 func (r *rig) mustPut(l *Log, k Key, sizeBytes int) {

@@ -76,6 +76,26 @@ func (l *layout) read(p []byte, off int64) error {
 	return nil
 }
 
+// readHead is readHeader that passes over what cannot be read: skip is told. lost says that the
+// segment cannot be believed: no copy of its header can be read, or not both of its
+// bitmaps, of which either may be the newer one.
+func (l *layout) readHead(seg int, mem []byte) (f *foundSegment, lost bool, err error) {
+	own := *l
+	header, bitmaps := false, false
+	if l.skip != nil {
+		own.skip = func(off int64, err error) error {
+			if off < l.segOffset(seg, segHeaderBlocks) {
+				header = true
+			} else {
+				bitmaps = true
+			}
+			return l.skip(off, err)
+		}
+	}
+	f, err = own.readHeader(seg, mem)
+	return f, f == nil && header || f != nil && !f.header.free && bitmaps, err
+}
+
 // foundSegment is what is on the device of one life of a segment.
 type foundSegment struct {
 	header segmentHeader
@@ -185,7 +205,7 @@ func (l *layout) scanSegment(f *foundSegment, mem []byte) error {
 			e := &entries[i]
 			f.lines = append(f.lines, footerLine{
 				key: e.rec.Key, group: group{e.rec.PG, e.rec.Epoch},
-				header: uint16(block), payload: uint16(e.block), blocks: uint16(e.rec.Len / cfs.BlockSize),
+				header: uint16(block), payload: uint16(e.block), blocks: uint16(e.rec.Len / cfs.BlockSize), revision: e.revision,
 			})
 			f.crcs = append(f.crcs, bytes.Clone(e.crcs))
 		}

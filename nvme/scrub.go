@@ -158,7 +158,9 @@ func (s *scrub) segment(seg int) error {
 }
 
 // scrubbable reports that there may be live records to read.
-func (s *segment) scrubbable() bool { return s.live > 0 && (s.state == segOpen || s.state == segFull) }
+func (s *segment) scrubbable() bool {
+	return s.live > 0 && (s.state == segOpen || s.state == segFull || s.state == segKept)
+}
 
 // endReadLocked undoes a readers++ of a segment.
 func (l *Log) endReadLocked(seg int) {

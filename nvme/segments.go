@@ -39,7 +39,11 @@ const (
 	segOpen                      // being filled
 	segFull                      // filled, or sealed by a failure
 	segDead                      // full, and nothing in it lives; to be freed
-	segBad                       // its header could not be written
+	segBad                       // its header could not be written, or not be read at the start
+	// segKept is full, and holds more than what is known, for all one knows: something in it could not be
+	// read at the start. Until the next one nothing is written to it, no footer and no bitmap either: they would leave that
+	// out. So its records may be there again then though they were deleted; who follows the feed removes them.
+	segKept
 )
 
 // segment is what memory knows of one.
@@ -123,11 +127,8 @@ func newSpace(segments int) space {
 }
 
 // reserveLocked takes so many contiguous blocks for so many records of the
-// stream's open segment; see roomLocked.
-func (l *Log) reserveLocked(to uint8, blocks, records uint32) (seg int, block uint32, err error) {
-	if err := l.roomLocked(to, blocks, records); err != nil {
-		return none, 0, err
-	}
+// stream's open segment, which has room for them; see roomLocked.
+func (l *Log) reserveLocked(to uint8, blocks, records uint32) (seg int, block uint32) {
 	seg = l.space.streams[to].open
 	s := &l.space.segs[seg]
 	block = s.tail
@@ -135,7 +136,7 @@ func (l *Log) reserveLocked(to uint8, blocks, records uint32) (seg int, block ui
 	s.payload += blocks - 1
 	s.records += records
 	s.writers++
-	return seg, block, nil
+	return seg, block
 }
 
 // roomLocked sees to it that so many blocks for so many records fit the stream's
@@ -160,6 +161,7 @@ func (l *Log) roomLocked(to uint8, blocks, records uint32) error {
 			sp.segs[st.open].state = segOpen
 			if to == putStream {
 				sp.fruitless = 0
+				l.idle.filled()
 			}
 			l.changed.Broadcast() // the maintainer has work
 		case l.comingLocked(to):
@@ -263,6 +265,7 @@ func (l *Log) prepareLocked(to int) error {
 		s.state = segBad
 		return err
 	}
+	l.upkeepFailures = 0
 	s.state = segReady
 	sp.streams[to].ready, sp.streams[to].wanted = seg, false
 	return nil
@@ -295,6 +298,7 @@ func (l *Log) freeDeadLocked() error {
 			s.state = segBad
 			continue
 		}
+		l.upkeepFailures = 0
 		s.state, s.dirty, s.lines, s.footed = segFree, false, nil, false
 		sp.free = append(sp.free, seg)
 		sp.stuck = false
@@ -335,13 +339,13 @@ func (l *Log) readFailedLocked(err error) {
 	}
 }
 
-// failedLocked counts a failed write, and gives the device up after too many in a row.
-func (l *Log) failedLocked(err error) {
+// failedLocked counts a failed write, and gives the device up after too many of its kind in a row.
+func (l *Log) failedLocked(inRow *int, err error) {
 	l.stats.WriteErrors++
-	l.failures++
-	l.log.Error("device failed", "failures", l.failures, "err", err)
-	if l.failures >= maxFailures {
-		l.giveUpLocked(l.failures, err)
+	*inRow++
+	l.log.Error("device failed", "failures", *inRow, "err", err)
+	if *inRow >= maxFailures {
+		l.giveUpLocked(*inRow, err)
 	}
 }
 

@@ -78,7 +78,7 @@ func openRig(cfg rigConfig) (r *logRig, err error) {
 }
 
 func (r *logRig) openLog() (err error) {
-	r.log, err = nvme.OpenLog(r.dev, r.arena, nvme.LogOptions{})
+	r.log, err = nvme.OpenLog(r.dev, r.arena, nvme.LogOptions{IdleAfter: -1}) // what is measured is what was asked for
 	return err
 }
 
