@@ -42,7 +42,7 @@ type Device struct {
 	Capacity uint64
 	Used     uint64 // as its node last reported; not replicated
 	FeedPos  uint64 // the delete feed is done up to here
-	Draining bool   // its shards go elsewhere, and it takes no new ones: an administrator removes it
+	Draining bool   // an administrator removes it: its shards go elsewhere, and it takes no new ones
 	Full     bool   // it has no room for more, as its node reports
 }
 
@@ -53,6 +53,10 @@ func (d *Device) Usable() bool {
 
 // Leaving reports that the shards of a device must go elsewhere.
 func (d *Device) Leaving() bool { return d.Draining || d.State == StateOut }
+
+// Removed reports that a device is out because an administrator wants it so: one that is out
+// since it was down for long is let in again when its node reports it.
+func (d *Device) Removed() bool { return d.State == StateOut && d.Draining }
 
 // JobKind is what a job does for its device.
 type JobKind uint8

@@ -44,6 +44,8 @@ type cluster struct {
 	pool    *wire.Pool // a client's
 	adjust  func(*Config)
 	mute    [4]bool // by node id: sends no node heartbeats
+	// reports is what the nodes say of their devices and fills, where it is set.
+	reports func(cfs.NodeID) ([]*wirepb.Device, []*wirepb.Fill)
 	mu      sync.Mutex
 }
 
@@ -344,6 +346,11 @@ func devices(id cfs.NodeID) []*wirepb.Device {
 
 func (c *cluster) beatOnce(m *member) {
 	req := &wirepb.Heartbeat{Node: wire.NodeToPB(cfs.Node{ID: m.id, Addr: m.addr, State: cfs.StateUp}), Devices: devices(m.id)}
+	c.mu.Lock()
+	if c.reports != nil {
+		req.Devices, req.Fills = c.reports(m.id)
+	}
+	c.mu.Unlock()
 	for _, addr := range c.seeds {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		_, err := m.pool.Call(ctx, addr, wire.OpHeartbeat, req, nil, nil, nil)

@@ -49,6 +49,8 @@ const (
 const (
 	defaultSessionTimeout = 10 * time.Second
 	defaultNodeTimeout    = 1500 * time.Millisecond
+	defaultOutAfter       = 10 * time.Minute
+	defaultJobInterval    = 5 * time.Second
 	dutyInterval          = 100 * time.Millisecond
 	transferTimeout       = 500 * time.Millisecond
 )
@@ -77,7 +79,9 @@ type Config struct {
 
 	TickInterval   time.Duration // 0: 50 ms; an election takes 10 to 20
 	SessionTimeout time.Duration // 0: 10 s without a heartbeat ends a session
-	NodeTimeout    time.Duration // 0: 1.5 s without a heartbeat and a node is down
+	NodeTimeout    time.Duration // 0: 1.5 s without a heartbeat and a node is down, after half of it suspect
+	OutAfter       time.Duration // 0: 10 min down and a device is out: what it had is computed anew elsewhere
+	JobInterval    time.Duration // 0: 5 s between two records of a job's progress
 	MaxProposals   int           // 0: 4096 commands in flight
 	SegmentBytes   int64         // 0: 64 MiB segments of the log
 	CompactEntries uint64        // 0: the log is truncated after 64 Ki entries,
@@ -109,6 +113,8 @@ func (c *Config) complete() error {
 	setDefault(&c.TickInterval, defaultTick)
 	setDefault(&c.SessionTimeout, defaultSessionTimeout)
 	setDefault(&c.NodeTimeout, defaultNodeTimeout)
+	setDefault(&c.OutAfter, defaultOutAfter)
+	setDefault(&c.JobInterval, defaultJobInterval)
 	setDefault(&c.MaxProposals, defaultMaxProposals)
 	setDefault(&c.CompactEntries, defaultCompactEntries)
 	setDefault(&c.CompactBytes, defaultCompactBytes)

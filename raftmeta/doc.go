@@ -22,6 +22,9 @@
 //	snapshot.go  the whole state to a voter that the log no longer helps
 //	current.go   which state directory is the valid one, across crashes
 //	duties.go    what only the leader does: sessions, nodes, groups, reaping
+//	jobs.go      and its jobs: devices that are given up, rebuilt, drained, filled
+//	admin.go     what an administrator asks of the leader
+//	check.go     a replica's tables compared with each other, on request
 //	serve.go     requests from the wire
 //	open.go      start: recovery and its checks
 //
@@ -34,7 +37,9 @@
 // drops what has no room there. Handlers wait for the
 // loop through channels with room for one answer, so the loop never blocks on
 // a handler. Duties propose as any client does and may be behind; they never
-// hold their lock while they propose. Lock order: duties.mu, then nothing.
+// hold their lock while they propose. Only the duties' goroutine proposes changes of
+// nodes, devices and jobs, an administrator's too: what it has read of them when it
+// proposes is still so. Lock order: duties.mu, then nothing.
 //
 // # Failure
 //

@@ -21,6 +21,8 @@ const (
 	reapsARound = 16
 	// maxBeatDevices bounds the devices of one node.
 	maxBeatDevices = 256
+	// maxBeatFills bounds the slots that one node reports to be filling; of others the progress is not known.
+	maxBeatFills = 4096
 )
 
 // duties are the leader's: they watch sessions and nodes, whose heartbeats are
@@ -30,6 +32,8 @@ const (
 type duties struct {
 	n          *Node
 	kick       chan struct{}
+	admin      chan *adminCall // for run, which alone changes the layout: what it read stays true
+	ended      <-chan struct{}
 	cancel     context.CancelFunc
 	inlineFull atomic.Bool
 
@@ -39,8 +43,10 @@ type duties struct {
 	beats    map[cfs.NodeID]*beat
 
 	// Of run alone.
-	planned uint64 // map version whose groups are as they should be
-	settled bool   // every voter was heard of, or had the time
+	planned  uint64                     // map version whose groups are as they should be
+	settled  bool                       // every voter was heard of, or had the time
+	down     map[cfs.DeviceID]time.Time // since when, as far as this leader knows
+	recorded map[cfs.DeviceID]time.Time // when the progress of a job was
 }
 
 // beat is a node's last heartbeat.
@@ -48,14 +54,21 @@ type beat struct {
 	heard   time.Time
 	node    cfs.Node
 	devices []cfs.Device
+	fills   map[slotOf]uint64 // bytes that are there
+}
+
+// slotOf names a slot of a group.
+type slotOf struct {
+	pg   cfs.PGID
+	slot int
 }
 
 // beginDuties runs in the loop, so no session is opened or ended meanwhile.
 func (l *loop) beginDuties() error {
 	n := l.n
 	ctx, cancel := context.WithCancel(context.Background())
-	d := &duties{n: n, hearing: time.Now(), kick: make(chan struct{}, 1), cancel: cancel,
-		sessions: map[cfs.SessionID]time.Time{}, beats: map[cfs.NodeID]*beat{}}
+	d := &duties{n: n, hearing: time.Now(), kick: make(chan struct{}, 1), admin: make(chan *adminCall), ended: ctx.Done(), cancel: cancel,
+		sessions: map[cfs.SessionID]time.Time{}, beats: map[cfs.NodeID]*beat{}, down: map[cfs.DeviceID]time.Time{}, recorded: map[cfs.DeviceID]time.Time{}}
 	err := n.state.view(func(v kv.View) error {
 		open, err := fsm.Sessions(v)
 		for _, s := range open {
@@ -68,7 +81,8 @@ func (l *loop) beginDuties() error {
 		return err
 	}
 	n.duties.Store(d)
-	n.background.Go(func() { d.run(ctx) })
+	work := []func(context.Context) error{d.expireSessions, d.updateNodes, d.retire, d.workJobs, d.planGroups, d.dropGroups, d.reap}
+	n.background.Go(func() { d.run(ctx, work) })
 	return nil
 }
 
@@ -85,7 +99,7 @@ func (d *duties) wake() {
 	}
 }
 
-func (d *duties) run(ctx context.Context) {
+func (d *duties) run(ctx context.Context, work []func(context.Context) error) {
 	interval := min(dutyInterval, d.n.cfg.NodeTimeout/4, d.n.cfg.SessionTimeout/4)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -96,24 +110,42 @@ func (d *duties) run(ctx context.Context) {
 			return
 		case <-tick.C:
 		case <-d.kick:
+		case c := <-d.admin:
+			c.serve(ctx, d)
 		}
 		if late := time.Since(woke) - interval; late > d.n.cfg.NodeTimeout/4 {
 			d.hearAnew(late)
 		}
-		woke = time.Now()
-		for _, duty := range []func(context.Context) error{d.expireSessions, d.updateNodes, d.planGroups, d.reap} {
-			if err := duty(ctx); err != nil && ctx.Err() == nil {
-				d.n.log.Warn("leader's duty put off", "err", err)
-				break
-			}
+		d.round(ctx, work)
+		woke = time.Now() // however long the duties took, the others were heard meanwhile
+	}
+}
+
+// round does each duty once. One that is refused is in no other's way; where no
+// command passes at all the rest waits too.
+func (d *duties) round(ctx context.Context, work []func(context.Context) error) {
+	for _, duty := range work {
+		err := duty(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			d.n.log.Warn("leader's duty put off", "err", err)
+		}
+		switch cfs.KindOf(err) {
+		case cfs.NotLeader, cfs.Unavailable, cfs.Closed:
+			return
 		}
 	}
 }
 
-// hearAnew restarts every timer after this process itself was held up: what it
-// did not hear meanwhile says nothing of the others.
+// hearAnew restarts every timer after this process itself was held up: what it did not
+// hear meanwhile says nothing of the others. Devices were not down for that time either.
 func (d *duties) hearAnew(late time.Duration) {
 	d.n.log.Warn("leader was held up: nodes and sessions get their time anew", "late", late)
+	for id, since := range d.down {
+		d.down[id] = since.Add(late)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.hearing = time.Now()
@@ -198,6 +230,10 @@ func decodeBeat(m *wirepb.Heartbeat, from *wire.Peer) (*beat, error) {
 		}
 		b.devices = append(b.devices, dev)
 	}
+	b.fills = make(map[slotOf]uint64, min(len(m.Fills), maxBeatFills))
+	for _, f := range m.Fills[:min(len(m.Fills), maxBeatFills)] {
+		b.fills[slotOf{cfs.PGID(f.Pg), int(f.Slot)}] = f.DoneBytes
+	}
 	return b, nil
 }
 
@@ -223,19 +259,43 @@ func (d *duties) hearNode(b *beat) error {
 	return nil
 }
 
+// heard is what the leader knows of the nodes at a moment.
+type heard struct {
+	beats   map[cfs.NodeID]*beat
+	since   time.Time // silence before it is the leader's own
+	now     time.Time
+	timeout time.Duration
+}
+
+// alive is the last heartbeat of a node that is not silent, nil for another.
+func (h *heard) alive(id cfs.NodeID) *beat {
+	if b := h.beats[id]; b != nil && h.now.Sub(b.heard) <= h.timeout/2 {
+		return b
+	}
+	return nil
+}
+
+// fading is the state of a node that is not alive, or of a device of it.
+func (h *heard) fading(id cfs.NodeID, have cfs.State) cfs.State {
+	silent := h.now.Sub(h.since)
+	if b := h.beats[id]; b != nil {
+		silent = min(silent, h.now.Sub(b.heard))
+	}
+	switch {
+	case silent > h.timeout:
+		return cfs.StateDown
+	case silent > h.timeout/2 && have == cfs.StateUp:
+		return cfs.StateSuspect
+	}
+	return have
+}
+
 // changes are the operations that bring the map to what the heartbeats say.
 func (d *duties) changes(m *cfs.Map) []cfs.Op {
+	h := &heard{now: time.Now(), timeout: d.n.cfg.NodeTimeout}
 	d.mu.Lock()
-	beats, hearing := maps.Clone(d.beats), d.hearing
+	h.beats, h.since = maps.Clone(d.beats), d.hearing
 	d.mu.Unlock()
-	now, timeout := time.Now(), d.n.cfg.NodeTimeout
-	patient := now.Sub(hearing) <= timeout // too early to call anybody silent
-	alive := func(id cfs.NodeID) *beat {
-		if b := beats[id]; b != nil && now.Sub(b.heard) <= timeout {
-			return b
-		}
-		return nil
-	}
 	var ops []cfs.Op
 	node := func(n cfs.Node) { ops = append(ops, cfs.Op{Kind: cfs.OpSetNode, Node: n}) }
 	device := func(v cfs.Device) { ops = append(ops, cfs.Op{Kind: cfs.OpSetDevice, Device: v}) }
@@ -243,11 +303,11 @@ func (d *duties) changes(m *cfs.Map) []cfs.Op {
 	for _, have := range m.Nodes {
 		known[have.ID] = true
 		want := have
-		if b := alive(have.ID); b != nil {
+		if b := h.alive(have.ID); b != nil {
 			want.Addr = b.node.Addr
 			want.State = cfs.StateUp
-		} else if !patient {
-			want.State = cfs.StateDown
+		} else {
+			want.State = h.fading(have.ID, have.State)
 		}
 		if have.State == cfs.StateOut {
 			want.State = cfs.StateOut // only an administrator brings it back
@@ -256,23 +316,34 @@ func (d *duties) changes(m *cfs.Map) []cfs.Op {
 			node(want)
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(beats)) {
-		if b := alive(id); b != nil && !known[id] {
+	for _, id := range slices.Sorted(maps.Keys(h.beats)) {
+		if b := h.alive(id); b != nil && !known[id] {
 			node(cfs.Node{ID: id, Addr: b.node.Addr, State: cfs.StateUp, Voter: d.n.addrOf(id) != ""})
 		}
 	}
 	knownDevice := map[cfs.DeviceID]bool{}
 	for _, have := range m.Devices {
 		knownDevice[have.ID] = true
-		if want, changed := wanted(have, alive(have.ID.Node()), patient); changed {
+		want := have
+		switch b := h.alive(have.ID.Node()); {
+		case have.State == cfs.StateOut:
+			if back := b.wanted(have); !have.Draining && back.State == cfs.StateUp {
+				want = back
+			}
+		case b != nil:
+			want = b.wanted(have)
+		default:
+			want.State = h.fading(have.ID.Node(), have.State)
+		}
+		if want != have {
 			device(want)
 		}
 	}
-	for _, id := range slices.Sorted(maps.Keys(beats)) {
-		if b := alive(id); b != nil {
+	for _, id := range slices.Sorted(maps.Keys(h.beats)) {
+		if b := h.alive(id); b != nil {
 			for _, v := range b.devices {
 				if !knownDevice[v.ID] {
-					device(cfs.Device{ID: v.ID, UUID: v.UUID, State: reported(v.State), Capacity: v.Capacity})
+					device(cfs.Device{ID: v.ID, UUID: v.UUID, State: reported(v.State), Capacity: v.Capacity, Full: v.Full})
 				}
 			}
 		}
@@ -288,24 +359,20 @@ func reported(s cfs.State) cfs.State {
 	return s
 }
 
-// wanted is what the map should say of a device, given its node's heartbeat: nil
-// for none in time, which says something unless the leader is patient.
-func wanted(have cfs.Device, b *beat, patient bool) (want cfs.Device, changed bool) {
-	want = have
-	switch {
-	case have.State == cfs.StateOut:
-		return have, false
-	case b != nil:
-		want.State = cfs.StateDown // unless the node has it
-		for _, v := range b.devices {
-			if v.ID == have.ID {
-				want.State, want.Capacity = reported(v.State), v.Capacity
-			}
-		}
-	case !patient:
-		want.State = cfs.StateDown
+// wanted is what the map should say of a device whose node is alive: without the
+// heartbeat (nil) nobody has it.
+func (b *beat) wanted(have cfs.Device) cfs.Device {
+	want := have
+	want.State = cfs.StateDown // unless the node has it
+	if b == nil {
+		return want
 	}
-	return want, want.State != have.State || want.Capacity != have.Capacity
+	for _, v := range b.devices {
+		if v.ID == have.ID {
+			want.State, want.Capacity, want.Full = reported(v.State), v.Capacity, v.Full
+		}
+	}
+	return want
 }
 
 func (d *duties) updateNodes(ctx context.Context) error {
@@ -323,21 +390,28 @@ func (d *duties) updateNodes(ctx context.Context) error {
 	return d.propose(ctx, ops...)
 }
 
-// planGroups records the groups that suit the map. It waits until every voter
-// has been heard of, and is in the map, or has had the time for it: groups are
-// not to be planned from a cluster that is just coming up.
+// planGroups records the groups that suit the map, and slots to be filled. It waits
+// until every voter has been heard of, and is in the map, or has had the time for it:
+// groups are not to be planned from a cluster that is just coming up.
 func (d *duties) planGroups(ctx context.Context) error {
 	if d.settled = d.settled || d.settles(); !d.settled {
 		return nil
 	}
 	for ctx.Err() == nil {
 		m := d.n.Map()
-		if m.Version == d.planned {
-			return nil
+		usage, err := d.n.usage()
+		if err != nil {
+			return err
 		}
-		groups := fsm.PlanGroups(m)
+		var groups []cfs.PG
+		if m.Version != d.planned {
+			groups = fsm.PlanGroups(m, usage)
+		}
 		if len(groups) == 0 {
 			d.planned = m.Version
+			groups = fsm.PlanRebalance(m, usage)
+		}
+		if len(groups) == 0 {
 			return nil
 		}
 		r, err := d.n.own(ctx, cfs.Op{Kind: cfs.OpSetGroups, Groups: groups, MapVersion: m.Version})
@@ -351,6 +425,22 @@ func (d *duties) planGroups(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// dropGroups forgets groups that have become empty.
+func (d *duties) dropGroups(ctx context.Context) error {
+	if !d.settled {
+		return nil
+	}
+	usage, err := d.n.usage()
+	if err != nil {
+		return err
+	}
+	drop := fsm.DroppableGroups(d.n.Map(), usage)
+	if len(drop) == 0 {
+		return nil
+	}
+	return d.propose(ctx, cfs.Op{Kind: cfs.OpDropGroups, Groups: drop})
 }
 
 func (d *duties) settles() bool {
@@ -385,8 +475,9 @@ func (d *duties) reap(ctx context.Context) error {
 	return nil
 }
 
-// withUsed is a copy of m with the devices' use as last heard.
-func (d *duties) withUsed(m *cfs.Map) *cfs.Map {
+// withReported is a copy of m with what the devices' nodes last said that no change of the
+// map tells of: their use, and how far they have followed the delete feed.
+func (d *duties) withReported(m *cfs.Map) *cfs.Map {
 	out := *m
 	out.Devices = slices.Clone(m.Devices)
 	d.mu.Lock()
@@ -396,7 +487,7 @@ func (d *duties) withUsed(m *cfs.Map) *cfs.Map {
 		if b := d.beats[dev.ID.Node()]; b != nil {
 			for _, v := range b.devices {
 				if v.ID == dev.ID {
-					dev.Used = v.Used
+					dev.Used, dev.FeedPos = v.Used, max(dev.FeedPos, v.FeedPos)
 				}
 			}
 		}

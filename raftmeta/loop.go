@@ -89,7 +89,10 @@ func (l *loop) newRaft() (err error) {
 	if err != nil {
 		return cfs.E(op, cfs.Corrupt, err)
 	}
-	return nil
+	if len(l.n.cfg.Seeds) == 1 { // there is nobody to hear from first
+		err = l.raft.Campaign()
+	}
+	return err
 }
 
 // start begins the loop.

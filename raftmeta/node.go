@@ -26,12 +26,13 @@ type Node struct {
 	incoming
 	peers map[cfs.NodeID]*peer
 
-	lead    atomic.Pointer[leadership]
-	duties  atomic.Pointer[duties] // while this node leads and has applied all before its term
-	indexes struct{ committed, applied, first atomic.Uint64 }
-	tokens  atomic.Uint64
-	waiting atomic.Int64 // proposals in flight
-	mapNow  atomic.Pointer[mapState]
+	lead     atomic.Pointer[leadership]
+	duties   atomic.Pointer[duties] // while this node leads and has applied all before its term
+	indexes  struct{ committed, applied, first atomic.Uint64 }
+	tokens   atomic.Uint64
+	waiting  atomic.Int64 // proposals in flight
+	mapNow   atomic.Pointer[mapState]
+	checking sync.Mutex // held while the state is checked
 
 	background sync.WaitGroup // duties, flushes, snapshots on their way out
 	stop       chan struct{}  // closed by Close
@@ -55,9 +56,10 @@ type mapState struct {
 
 // state is the store, which an installed snapshot replaces.
 type state struct {
-	mu    sync.RWMutex // held for reading while a view is open
-	store kv.Store     // nil after Close
-	name  string       // its directory
+	mu        sync.RWMutex // held for reading while a view is open
+	store     kv.Store     // nil after Close
+	name      string       // its directory
+	replacing atomic.Bool  // a long look at the state is to end
 }
 
 // view runs fn on a view of the present state.
@@ -73,9 +75,11 @@ func (s *state) view(fn func(kv.View) error) error {
 
 // replace puts a new store in and closes the old one, once its views are closed.
 func (s *state) replace(store kv.Store, name string) error {
+	s.replacing.Store(true)
 	s.mu.Lock()
 	old := s.store
 	s.store, s.name = store, name
+	s.replacing.Store(false)
 	s.mu.Unlock()
 	if old == nil {
 		return nil
@@ -102,6 +106,9 @@ func (n *Node) loadMap(r fsm.Reader) error {
 	}
 	return nil
 }
+
+// Leads reports that this node leads the voters, as far as it knows.
+func (n *Node) Leads() bool { return n.lead.Load().mine }
 
 // Done is closed when the node has ended, by Close or by a failure.
 func (n *Node) Done() <-chan struct{} { return n.done }
@@ -153,7 +160,7 @@ func (n *Node) Status() *wirepb.StatusReply {
 		FirstIndex:   n.indexes.first.Load(),
 	}
 	if d := n.duties.Load(); d != nil {
-		m = d.withUsed(m)
+		m = d.withReported(m)
 	}
 	r.Map = wire.MapToPB(m)
 	err := n.state.view(func(v kv.View) error {
@@ -163,10 +170,18 @@ func (n *Node) Status() *wirepb.StatusReply {
 		}
 		r.Sessions = u.Sessions
 		a, err := fsm.Read(v, &cfs.Query{Kind: cfs.QueryStatfs})
-		if err == nil {
-			r.Statfs = wire.StatfsToPB(&a.Statfs)
+		if err != nil {
+			return err
 		}
-		return err
+		r.Statfs = wire.StatfsToPB(&a.Statfs)
+		held, err := fsm.Read(v, &cfs.Query{Kind: cfs.QueryUsage})
+		if err != nil {
+			return err
+		}
+		for _, g := range held.Usage {
+			r.Usage = append(r.Usage, wire.UsageToPB(g))
+		}
+		return nil
 	})
 	if err != nil {
 		n.log.Warn("status without the state", "err", err)

@@ -405,7 +405,9 @@ func TestCommandRefusals(t *testing.T) {
 		"leader's operation":          {Ops: []cfs.Op{{Kind: cfs.OpExpireSession, Sess: s}}},
 		"leader's op in a session":    {Session: s, Seq: 1, Ops: []cfs.Op{{Kind: cfs.OpReap}}},
 		"without a session":           {Ops: create(s, 1, "x").Ops},
-		"nothing":                     {Session: s, Seq: 1},
+		"nothing":                     {},
+		"filling done from a client":  {Ops: []cfs.Op{{Kind: cfs.OpFillDone, Device: cfs.Device{ID: cfs.MakeDeviceID(1, 0)}}}},
+		"a job from a client":         {Ops: []cfs.Op{{Kind: cfs.OpSetJob, Job: cfs.Job{Device: cfs.MakeDeviceID(1, 0), Kind: 1, State: 1}}}},
 		"two sessions":                {Ops: []cfs.Op{{Kind: cfs.OpOpenSession}, {Kind: cfs.OpOpenSession}}},
 		"feed position from a client": {Ops: []cfs.Op{{Kind: cfs.OpFeedDone, Device: cfs.Device{ID: cfs.MakeDeviceID(1, 0)}}}},
 	} {

@@ -106,6 +106,14 @@ func (n *Node) openState() (*current, error) {
 		return nil, err
 	}
 	n.state.store, n.state.name = store, cur.kv
+	b := store.NewBatch()
+	err = fsm.CountUsage(b)
+	if err == nil {
+		err = b.Commit()
+	}
+	if err = errors.Join(err, b.Close()); err != nil {
+		return nil, cfs.E("open state "+path, cfs.KindOf(err), err)
+	}
 	return cur, nil
 }
 

@@ -47,17 +47,22 @@ func (p *proposal) fail(n *Node, err error) {
 }
 
 // checkCommand refuses what may not come from the wire: the leader's own
-// operations, but for opening a session and for a storage node's report of how
-// far its device has followed the delete feed.
+// operations, but for opening a session and for a storage node's reports of its
+// device: how far it has followed the delete feed, and which slot it has filled.
+// A session's command without operations raises its floor and low-water mark.
 func checkCommand(c *cfs.Command, from *wire.Peer) error {
-	if len(c.Ops) == 0 || len(c.Ops) > fsm.MaxOps {
-		return cfs.Errorf("command", cfs.BadRequest, "%d operations, want 1 to %d", len(c.Ops), fsm.MaxOps)
+	if len(c.Ops) > fsm.MaxOps {
+		return cfs.Errorf("command", cfs.BadRequest, "%d operations, at most %d", len(c.Ops), fsm.MaxOps)
 	}
 	if c.Session == 0 {
+		if len(c.Ops) != 1 {
+			return cfs.Errorf("command", cfs.BadRequest, "%d operations without a session", len(c.Ops))
+		}
 		op := &c.Ops[0]
 		open := op.Kind == cfs.OpOpenSession
-		feed := op.Kind == cfs.OpFeedDone && from != nil && from.NodeID != 0 && from.NodeID == op.Device.ID.Node()
-		if len(c.Ops) != 1 || !open && !feed {
+		owner := from != nil && from.NodeID != 0 && from.NodeID == op.Device.ID.Node()
+		report := op.Kind == cfs.OpFeedDone || op.Kind == cfs.OpFillDone
+		if !open && !(report && owner) {
 			return cfs.Errorf("command", cfs.BadRequest, "operation %d needs a session", op.Kind)
 		}
 		return nil

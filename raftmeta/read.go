@@ -121,7 +121,7 @@ func (n *Node) query(ctx context.Context, q *cfs.Query) (*cfs.Answer, error) {
 		return nil, cfs.E("query", cfs.KindOf(err), err)
 	}
 	if d := n.duties.Load(); d != nil && a.Map != nil {
-		a.Map = d.withUsed(a.Map)
+		a.Map = d.withReported(a.Map)
 	}
 	return a, nil
 }

@@ -14,8 +14,8 @@ var (
 )
 
 // Serve answers the metadata requests of the wire: OpCommand, OpQuery, OpHeartbeat,
-// OpStatus and OpSnapshot; OpRaft comes one-way, to Receive. What only the leader can answer is
-// cfs.NotLeader elsewhere, with the leader's address in it.
+// OpStatus, OpCheckState, OpSnapshot, and of OpAdmin the leader's verbs; OpRaft comes one-way, to Receive.
+// What only the leader can answer is cfs.NotLeader elsewhere, with the leader's address in it.
 func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error) {
 	select {
 	case <-n.done:
@@ -33,6 +33,14 @@ func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error
 		return wire.Response{Body: n.Status()}, nil
 	case wire.OpSnapshot:
 		return wire.Response{}, n.serveSnapshot(ctx, r)
+	case wire.OpAdmin:
+		return n.serveAdmin(ctx, r)
+	case wire.OpCheckState:
+		reply, err := n.checkState(ctx)
+		if err != nil {
+			return wire.Response{}, err
+		}
+		return wire.Response{Body: reply}, nil
 	}
 	return wire.Response{}, cfs.Errorf(r.Op.String(), cfs.Unsupported, "not a metadata operation")
 }

@@ -68,6 +68,9 @@ func (t *tx) setGroups(op *cfs.Op) cfs.Kind {
 			return k
 		}
 		if g.ID == 0 {
+			if slices.ContainsFunc(g.Slots, func(s cfs.Slot) bool { return s.Filling }) {
+				return cfs.Invalid // nobody had what it lacks
+			}
 			g.ID = cfs.PGID(t.mark(markNextPG))
 			t.setMark(markNextPG, uint64(g.ID)+1)
 			g.Epoch = 1
@@ -75,6 +78,11 @@ func (t *tx) setGroups(op *cfs.Op) cfs.Kind {
 			old, ok := load(t, groupKey(g.ID), decodePG)
 			if !ok || old.Geometry != g.Geometry {
 				return cfs.Invalid
+			}
+			for i := range g.Slots {
+				if !keepsData(old.Slots[i], g.Slots[i]) {
+					return cfs.Invalid
+				}
 			}
 			if g.Epoch = old.Epoch; old.Writable != g.Writable || !slices.Equal(old.Slots, g.Slots) {
 				g.Epoch++
@@ -89,16 +97,29 @@ func (t *tx) setGroups(op *cfs.Op) cfs.Kind {
 // maxSlots bounds a group's slots: its record counts them in a byte.
 const maxSlots = 255
 
+// keepsData reports that a slot may change in this way without a shard being
+// forgotten: to a device that fills it from the one that has it, and back to that one.
+func keepsData(old, now cfs.Slot) bool {
+	has := old.Device
+	if old.Filling {
+		has = old.Source
+	}
+	return now == old || now.Filling && now.Source == has || now == cfs.Slot{Device: has}
+}
+
 // checkGroup holds the rule of placement: never two shards on a device, never
-// more than M on a node.
+// more than M on a node. A device that a slot is filled from still has its shards.
 func (t *tx) checkGroup(g *cfs.PG) cfs.Kind {
 	if g.Geometry.K == 0 || g.Geometry.M == 0 || g.Geometry.Total() > maxSlots || len(g.Slots) != g.Geometry.Total() {
 		return cfs.Invalid
 	}
 	for i, s := range g.Slots {
+		if s.Filling != (s.Source != 0) || s.Source == s.Device || s.Filling && g.Writable {
+			return cfs.Invalid
+		}
 		onNode := 1
 		for _, o := range g.Slots[:i] {
-			if o.Device == s.Device {
+			if o.Device == s.Device || o.Source == s.Device || s.Filling && (o.Device == s.Source || o.Source == s.Source) {
 				return cfs.Invalid
 			}
 			if o.Device.Node() == s.Device.Node() {
@@ -108,11 +129,87 @@ func (t *tx) checkGroup(g *cfs.PG) cfs.Kind {
 		if onNode > int(g.Geometry.M) {
 			return cfs.Invalid
 		}
-		if _, ok := t.get(deviceKey(s.Device)); !ok {
-			return cfs.Invalid
+		for _, d := range [...]cfs.DeviceID{s.Device, s.Source} {
+			if _, ok := t.get(deviceKey(d)); !ok && d != 0 {
+				return cfs.Invalid
+			}
 		}
 	}
 	return cfs.KindOK
+}
+
+// fillDone ends the filling of a slot, whose device has every shard.
+func (t *tx) fillDone(op *cfs.Op) cfs.Kind {
+	if len(op.Groups) != 1 {
+		return cfs.Invalid
+	}
+	g, ok := load(t, groupKey(op.Groups[0].ID), decodePG)
+	if !ok || g.Epoch != op.Groups[0].Epoch {
+		return cfs.Conflict
+	}
+	at := slices.IndexFunc(g.Slots, func(s cfs.Slot) bool { return s.Filling && s.Device == op.Device.ID })
+	if at < 0 {
+		return cfs.Conflict
+	}
+	g.Slots[at] = cfs.Slot{Device: op.Device.ID}
+	g.Epoch++
+	t.set(groupKey(g.ID), encodePG(g))
+	t.changeMap()
+	return cfs.KindOK
+}
+
+// dropGroups forgets those groups that nothing is in and nothing can get into.
+func (t *tx) dropGroups(groups []cfs.PG) cfs.Kind {
+	for i := range groups {
+		g, ok := load(t, groupKey(groups[i].ID), decodePG)
+		if !ok || g.Writable {
+			continue
+		}
+		empty := true
+		prefix := stripeKey(g.ID, cfs.StripeID{})[:5]
+		t.scan(prefix, after(prefix), func(_, _ []byte) bool {
+			empty = false
+			return false
+		})
+		if empty {
+			t.del(groupKey(g.ID))
+			t.changeMap()
+		}
+	}
+	return cfs.KindOK
+}
+
+// setJob records the job of a device. Its times are set here: those at which
+// commands began it and changed its state.
+func (t *tx) setJob(j cfs.Job) cfs.Kind {
+	if !validJob(&j) {
+		return cfs.Invalid
+	}
+	if _, ok := t.get(deviceKey(j.Device)); !ok {
+		return cfs.NotFound
+	}
+	old, ok := load(t, jobKey(j.Device), decodeJob)
+	anew := ok && (old.Kind != j.Kind || old.State >= cfs.JobDone && j.State < cfs.JobDone)
+	if !ok || anew {
+		j.StartedNS, j.ChangedNS = t.now, t.now
+	} else if j.StartedNS, j.ChangedNS = old.StartedNS, old.ChangedNS; j.State != old.State {
+		j.ChangedNS = t.now
+	}
+	if ok && j == *old {
+		return cfs.KindOK
+	}
+	t.set(jobKey(j.Device), encodeJob(&j))
+	if ok {
+		old.DoneBytes, old.TotalBytes = j.DoneBytes, j.TotalBytes
+	}
+	if !ok || j != *old {
+		t.changeMap()
+	}
+	return cfs.KindOK
+}
+
+func validJob(j *cfs.Job) bool {
+	return j.Kind >= cfs.JobRebuild && j.Kind <= cfs.JobRebalance && j.State >= cfs.JobRunning && j.State <= cfs.JobCancelled
 }
 
 // feedDone records how far a device has followed the delete feed and drops the

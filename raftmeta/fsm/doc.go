@@ -25,12 +25,14 @@
 //	G pg                     placement group
 //	H ino session            a session holds an inode that lost its last name
 //	I ino                    inode
+//	J device                 job of a device
 //	L ino                    a symbolic link's target
 //	N node                   node
 //	Q ino map                extent rows to be deleted in the background
 //	R session seq            reply of a command, for its retries
 //	S pg session counter     stripe table: live bytes, references, length, key
 //	T session                session: floor, low-water mark, name
+//	U pg                     what a placement group holds: stripes and bytes of shards
 //	V device                 device
 //	X ino name               extended attribute
 //	Z session counter pg     stripe without references, at or above its session's floor
@@ -41,5 +43,13 @@
 // A stripe has a row in S exactly while extents reference it or its id is at or
 // above its session's floor and was committed once. It enters the feed when both
 // end. An id below its session's floor is never committed; a session that is
-// gone has an infinite floor.
+// gone has an infinite floor. U counts the rows of S by group. Check recounts all
+// that rows say of each other.
+//
+// # Plans
+//
+// What the leader proposes to change in the layout is planned here too, by pure
+// functions of the map and of U: which groups take stripes (placement.go), which
+// slots are filled where (filling.go). A slot only ever changes to a device that is
+// filled from the one that has its shards, and back, or is done.
 package fsm

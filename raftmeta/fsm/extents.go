@@ -52,7 +52,7 @@ func (t *tx) ref(x *cfs.Extent) {
 		s, ok := load(t, stripeKey(x.PG, x.Stripe), decodeStripe)
 		if !ok {
 			s = &stripe{len: x.StripeLen}
-			t.addMark(markRaw, t.rawBytes(x.PG, x.StripeLen))
+			t.addUsage(x.PG, 1, t.rawBytes(x.PG, x.StripeLen))
 		} else if s.refs == 0 {
 			t.del(zeroKey(x.Stripe, x.PG))
 		}
@@ -98,6 +98,61 @@ func (t *tx) rawBytes(pg cfs.PGID, n uint32) uint64 {
 	return uint64(g.Geometry.ShardSize(n)) * uint64(g.Geometry.Total())
 }
 
+// addUsage changes what a group, and the whole, holds; a decrease is a two's
+// complement. A group that holds nothing has no row.
+func (t *tx) addUsage(pg cfs.PGID, stripes, raw uint64) {
+	t.addMark(markRaw, raw)
+	u, ok := load(t, usageKey(pg), decodeUsage)
+	if !ok && stripes != 1 {
+		t.corrupt(usageKey(pg)) // what it held was never counted
+		return
+	}
+	if u.stripes += stripes; u.stripes == 0 {
+		t.del(usageKey(pg))
+		return
+	}
+	u.raw += raw
+	t.set(usageKey(pg), encodeUsage(u))
+}
+
+// CountUsage counts what groups hold in a state of before that was kept. It does
+// nothing to another: what it counts follows from the stripe table, so each replica
+// may do it when it likes.
+func CountUsage(kv KV) error {
+	t := &tx{kv: kv}
+	counted := false
+	t.scan([]byte{prefixUsage}, []byte{prefixUsage + 1}, func(_, _ []byte) bool {
+		counted = true
+		return false
+	})
+	if counted || t.err != nil {
+		return t.err
+	}
+	var groups []cfs.PG
+	list(t, prefixGroup, decodePG, func(g *cfs.PG) { groups = append(groups, *g) })
+	for _, g := range groups {
+		var u usage
+		prefix := stripeKey(g.ID, cfs.StripeID{})[:5]
+		t.scan(prefix, after(prefix), func(k, v []byte) bool {
+			s, ok := decodeStripe(v)
+			if !ok {
+				t.corrupt(k)
+				return false
+			}
+			u.stripes++
+			u.raw += uint64(g.Geometry.ShardSize(s.len)) * uint64(g.Geometry.Total())
+			return true
+		})
+		if u.stripes > 0 {
+			t.set(usageKey(g.ID), encodeUsage(u))
+		}
+	}
+	if t.err != nil {
+		return t.err
+	}
+	return t.commit(kv)
+}
+
 // floor is a session's floor; that of a session that is gone is infinite.
 func (t *tx) floor(s cfs.SessionID) uint64 {
 	if sess, ok := load(t, sessionKey(s), decodeSession); ok {
@@ -110,7 +165,7 @@ func (t *tx) floor(s cfs.SessionID) uint64 {
 func (t *tx) freeStripe(pg cfs.PGID, s cfs.StripeID, n uint32) {
 	t.del(stripeKey(pg, s))
 	t.del(zeroKey(s, pg))
-	t.addMark(markRaw, -t.rawBytes(pg, n))
+	t.addUsage(pg, ^uint64(0), -t.rawBytes(pg, n))
 	pos := t.mark(markFeedNext)
 	t.set(feedKey(pos), encodeFreed(&cfs.Freed{PG: pg, Stripe: s}))
 	t.setMark(markFeedNext, pos+1)
@@ -191,6 +246,8 @@ func (t *tx) checkInline(x *cfs.Extent) cfs.Kind {
 func (t *tx) checkStripe(op *cfs.Op, x *cfs.Extent) cfs.Kind {
 	g, ok := load(t, groupKey(x.PG), decodePG)
 	switch {
+	case !ok && x.PG != 0 && uint64(x.PG) < t.mark(markNextPG):
+		return cfs.StaleEpoch // the group has been dropped since
 	case !ok:
 		return cfs.Invalid
 	case x.StripeLen > g.Geometry.MaxData() || x.Len > uint64(x.StripeLen) || uint64(x.StripeOff)+x.Len > uint64(x.StripeLen):
@@ -348,6 +405,9 @@ func (t *tx) swap(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	for i := range op.Expect {
 		want := &op.Expect[i]
 		x, ok := load(t, extentKey(op.Ino, n.Map, want.End()), func(b []byte) (cfs.Extent, bool) { return decodeExtent(want.End(), b) })
+		if want.Kind == cfs.ExtentDigest {
+			x = x.Digest()
+		}
 		if !ok || !x.SameBytes(want) {
 			return cfs.Conflict
 		}

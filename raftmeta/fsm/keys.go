@@ -15,12 +15,14 @@ const (
 	prefixGroup   = 'G'
 	prefixHold    = 'H'
 	prefixInode   = 'I'
+	prefixJob     = 'J'
 	prefixLink    = 'L'
 	prefixNode    = 'N'
 	prefixQueue   = 'Q'
 	prefixReply   = 'R'
 	prefixStripe  = 'S'
 	prefixSession = 'T'
+	prefixUsage   = 'U'
 	prefixDevice  = 'V'
 	prefixXattr   = 'X'
 	prefixZero    = 'Z'
@@ -103,6 +105,14 @@ func feedKey(pos uint64) []byte { return key1(prefixFeed, pos) }
 
 func groupKey(pg cfs.PGID) []byte {
 	return binary.BigEndian.AppendUint32([]byte{prefixGroup}, uint32(pg))
+}
+
+func usageKey(pg cfs.PGID) []byte {
+	return binary.BigEndian.AppendUint32([]byte{prefixUsage}, uint32(pg))
+}
+
+func jobKey(d cfs.DeviceID) []byte {
+	return binary.BigEndian.AppendUint32([]byte{prefixJob}, uint32(d))
 }
 
 func nodeKey(n cfs.NodeID) []byte {

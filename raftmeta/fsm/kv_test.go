@@ -231,15 +231,30 @@ func (h *harness) cluster(nodes, devices int) {
 // plan records the groups that the map calls for and returns what changed.
 func (h *harness) plan() []cfs.PG {
 	h.t.Helper()
+	return h.propose(PlanGroups)
+}
+
+func (h *harness) propose(plan func(*cfs.Map, func(cfs.PGID) cfs.GroupUsage) []cfs.PG) []cfs.PG {
+	h.t.Helper()
 	m, err := ReadMap(h.kv)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	groups := PlanGroups(m)
+	groups := plan(m, h.usage())
 	if groups != nil {
 		h.do(0, cfs.Op{Kind: cfs.OpSetGroups, Groups: groups, MapVersion: m.Version})
 	}
 	return groups
+}
+
+// usage is what the groups hold now.
+func (h *harness) usage() func(cfs.PGID) cfs.GroupUsage {
+	h.t.Helper()
+	held := map[cfs.PGID]cfs.GroupUsage{}
+	for _, u := range h.read(&cfs.Query{Kind: cfs.QueryUsage}).Usage {
+		held[u.PG] = u
+	}
+	return func(pg cfs.PGID) cfs.GroupUsage { return held[pg] }
 }
 
 func (h *harness) read(q *cfs.Query) *cfs.Answer {

@@ -167,7 +167,7 @@ func (t *tx) run(cmd *cfs.Command, reply *cfs.Reply) (cfs.Kind, uint16) {
 
 func (t *tx) op(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	// An unknown operation halts before anything else is said of it: a newer replica would carry it out.
-	if op.Kind < cfs.OpCreate || op.Kind > cfs.OpFeedDone {
+	if op.Kind < cfs.OpCreate || op.Kind > cfs.OpSetJob {
 		t.fail(cfs.Errorf("apply", cfs.BadRequest, "operation %d at index %d is of a newer version", op.Kind, t.index))
 		return cfs.BadRequest
 	}
@@ -211,6 +211,12 @@ func (t *tx) op(op *cfs.Op, res *cfs.Result) cfs.Kind {
 		return t.setGroups(op)
 	case cfs.OpFeedDone:
 		return t.feedDone(op.Device.ID, op.Device.FeedPos)
+	case cfs.OpFillDone:
+		return t.fillDone(op)
+	case cfs.OpDropGroups:
+		return t.dropGroups(op.Groups)
+	case cfs.OpSetJob:
+		return t.setJob(op.Job)
 	}
 	return cfs.BadRequest
 }

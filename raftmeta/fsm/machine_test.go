@@ -239,7 +239,7 @@ func TestPlanGroupsOnManyClusters(t *testing.T) {
 				h.do(0, cfs.Op{Kind: cfs.OpSetDevice, Device: testDevice(cfs.MakeDeviceID(n, d), cfs.StateDown)})
 				h.plan()
 				m, _ := ReadMap(h.kv)
-				if again := PlanGroups(m); again != nil {
+				if again := PlanGroups(m, h.usage()); again != nil {
 					t.Fatalf("%d nodes, %d devices, %d down: planned again: %+v", nodes, devices, down+1, again)
 				}
 				up, upNodes, leads := 0, map[cfs.NodeID]bool{}, map[cfs.DeviceID]bool{}

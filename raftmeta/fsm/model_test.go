@@ -47,6 +47,7 @@ type model struct {
 	nodes   map[cfs.Ino]*node
 	floors  map[cfs.SessionID]uint64 // of the open sessions
 	groups  map[cfs.PGID]cfs.PG      // as the cluster's map says
+	nextPG  cfs.PGID                 // groups below it were once
 	stripes map[stripeAt]uint32      // every stripe ever committed: its length
 }
 
@@ -432,6 +433,9 @@ func (m *model) referenced() map[stripeAt]bool {
 // commit says whether session s may name the stripe of x now.
 func (m *model) commit(s cfs.SessionID, x *cfs.Extent, epochs []cfs.PGEpoch) cfs.Kind {
 	g, ok := m.groups[x.PG]
+	if !ok && x.PG < m.nextPG {
+		return cfs.StaleEpoch
+	}
 	if !ok || uint64(x.StripeOff)+x.Len > uint64(x.StripeLen) {
 		return cfs.Invalid
 	}

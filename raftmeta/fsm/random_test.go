@@ -78,6 +78,7 @@ func (r *random) learnMap() {
 	r.m.groups = map[cfs.PGID]cfs.PG{}
 	for _, g := range r.read(&cfs.Query{Kind: cfs.QueryMap}).Map.Groups {
 		r.m.groups[g.ID] = g
+		r.m.nextPG = max(r.m.nextPG, g.ID+1)
 	}
 }
 
@@ -148,7 +149,7 @@ func (r *random) step() {
 		s := r.session()
 		ops := make([]cfs.Op, 1)
 		if r.one(4) {
-			ops = make([]cfs.Op, 1+r.rng.IntN(5))
+			ops = make([]cfs.Op, r.rng.IntN(6)) // none only raise the marks
 		}
 		r.several = len(ops) > 1
 		for i := range ops {
@@ -212,7 +213,7 @@ func (r *random) untouched(before *memKV, s cfs.SessionID, raised bool) {
 	exempt := func(k []byte) bool {
 		mark := strings.TrimPrefix(string(k), "A")
 		return bytes.HasPrefix(k, replyKey(s, 0)[:9]) || bytes.Equal(k, sessionKey(s)) || mark == markApplied || mark == markStamp ||
-			raised && (strings.ContainsRune("SZF", rune(k[0])) || slices.Contains([]string{markRaw, markFeedNext, markFeedFirst}, mark))
+			raised && (strings.ContainsRune("SUZF", rune(k[0])) || slices.Contains([]string{markRaw, markFeedNext, markFeedFirst}, mark))
 	}
 	rows := 0
 	before.each("", func(k, v []byte) {
@@ -266,16 +267,23 @@ func (r *random) value(mark string) []byte {
 
 // flap changes the state of a device or node and plans anew.
 func (r *random) flap() {
-	state := pick(r, []cfs.State{cfs.StateUp, cfs.StateUp, cfs.StateDown, cfs.StateSuspect})
+	state := pick(r, []cfs.State{cfs.StateUp, cfs.StateUp, cfs.StateUp, cfs.StateDown, cfs.StateSuspect, cfs.StateOut})
 	if n := cfs.NodeID(1 + r.rng.IntN(3)); r.one(2) {
 		r.do(0, cfs.Op{Kind: cfs.OpSetNode, Node: cfs.Node{ID: n, Addr: fmt.Sprintf("n%d:9400", n), State: state, Voter: true}})
 	} else {
-		r.do(0, cfs.Op{Kind: cfs.OpSetDevice, Device: testDevice(cfs.MakeDeviceID(n, uint16(r.rng.IntN(2))), state)})
+		d := testDevice(cfs.MakeDeviceID(n, uint16(r.rng.IntN(3))), state)
+		d.Draining, d.Full = r.one(4), r.one(6)
+		job := cfs.Job{Device: d.ID, Kind: pick(r, []cfs.JobKind{cfs.JobRebuild, cfs.JobDrain, cfs.JobRebalance}), State: cfs.JobRunning, DoneBytes: r.rng.Uint64N(9)}
+		if r.one(4) {
+			job.State = cfs.JobState(1 + r.rng.IntN(4))
+		}
+		r.do(0, cfs.Op{Kind: cfs.OpSetDevice, Device: d}, cfs.Op{Kind: cfs.OpSetJob, Job: job})
 	}
 	r.plan()
-	r.learnMap()
+	r.fillSome()
+	r.plan()
 	m := r.read(&cfs.Query{Kind: cfs.QueryMap}).Map
-	if again := PlanGroups(m); again != nil {
+	if again := PlanGroups(m, r.usage()); again != nil {
 		r.t.Fatalf("index %d: the plan is not stable: %+v", r.index, again)
 	}
 	var ops []cfs.Op
@@ -285,6 +293,40 @@ func (r *random) flap() {
 		}
 	}
 	r.do(0, ops...)
+	if drop := DroppableGroups(m, r.usage()); len(drop) > 0 && r.one(2) {
+		if drop = append(drop, pick(r, m.Groups)); r.one(3) {
+			drop = append(drop, cfs.PG{ID: 9999})
+		}
+		r.do(0, cfs.Op{Kind: cfs.OpDropGroups, Groups: drop})
+	}
+	r.learnMap()
+}
+
+// fillSome ends fillings, or says so when it is not true.
+func (r *random) fillSome() {
+	for _, g := range r.read(&cfs.Query{Kind: cfs.QueryMap}).Map.Groups {
+		for _, s := range g.Slots {
+			op := cfs.Op{Kind: cfs.OpFillDone, Device: cfs.Device{ID: s.Device}, Groups: []cfs.PG{{ID: g.ID, Epoch: g.Epoch}}}
+			want := cfs.KindOK
+			if !s.Filling {
+				want = cfs.Conflict
+			}
+			if r.one(4) {
+				op.Groups[0].Epoch--
+				want = cfs.Conflict
+			}
+			if want == cfs.KindOK && r.one(2) || want != cfs.KindOK && !r.one(20) {
+				continue
+			}
+			if got := r.apply(&cfs.Command{Ops: []cfs.Op{op}}).Kind; got != want {
+				r.t.Fatalf("index %d: %+v done with group %s: %v, want %v", r.index, s, showGroup(&g), got, want)
+			}
+			r.kinds["filled "+want.Name()]++
+			if want == cfs.KindOK {
+				break // the epoch has risen
+			}
+		}
+	}
 }
 
 func (r *random) feedNext() uint64 {
@@ -468,6 +510,11 @@ func (r *random) swapSome() {
 	expect := rows[first:min(len(rows), first+1+r.rng.IntN(4))]
 	op := cfs.Op{Kind: cfs.OpSwap, Ino: ino, Expect: slices.Clone(expect)}
 	want := cfs.KindOK
+	for i := range op.Expect {
+		if r.one(2) {
+			op.Expect[i] = op.Expect[i].Digest()
+		}
+	}
 	for i := 1; i < len(expect); i++ {
 		if expect[i].Off != expect[i-1].End() {
 			want = cfs.Conflict // a hole: a write into it would be lost
@@ -485,6 +532,11 @@ func (r *random) swapSome() {
 	r.counter[s]++
 	x.Stripe, x.StripeLen = cfs.StripeID{Session: s, Counter: r.counter[s]}, uint32(x.Len)
 	switch r.rng.IntN(12) {
+	case 3:
+		if op.Expect[0].Kind == cfs.ExtentDigest {
+			op.Expect[0].Inline[5]++
+			want = cfs.Conflict
+		}
 	case 0:
 		op.Expect[0].Off++
 		want = cfs.Conflict
@@ -652,6 +704,69 @@ func (r *random) compareAll() {
 	if broken := checkState(r.kv); broken != "" {
 		r.t.Fatalf("index %d: invariants broken:\n%s", r.index, broken)
 	}
+	r.compareStripes()
+	for _, w := range r.windows(uint32(1 + r.rng.IntN(3))) {
+		if n := r.m.nodes[w.Ino]; n == nil || !n.regular() || n.nlink == 0 || w.Off >= w.End || w.Off >= span {
+			r.t.Fatalf("index %d: window %+v of %+v", r.index, w, n)
+		}
+	}
+}
+
+// compareStripes holds the fates of stripes and the listing of the table against the model.
+func (r *random) compareStripes() {
+	r.t.Helper()
+	used := r.m.referenced()
+	q := &cfs.Query{Kind: cfs.QueryFates}
+	var want []cfs.Fate
+	ask := func(at stripeAt) {
+		fate := cfs.FateDead
+		_, once := r.m.stripes[at]
+		floor, open := r.m.floors[at.id.Session]
+		switch pending := open && at.id.Counter >= floor; {
+		case once && (pending || used[at]):
+			fate = cfs.FateLive
+		case pending:
+			fate = cfs.FatePending
+		}
+		want = append(want, fate)
+		q.Stripes = append(q.Stripes, cfs.StripeRef{PG: at.pg, Stripe: at.id})
+		r.kinds[fmt.Sprint("fate ", fate)]++
+	}
+	for _, at := range r.oldStripes() {
+		ask(at)
+	}
+	for _, s := range slices.Sorted(maps.Keys(r.m.floors)) {
+		ask(stripeAt{1, cfs.StripeID{Session: s, Counter: r.counter[s] + 1}})
+		ask(stripeAt{1, cfs.StripeID{Session: s, Counter: 0}})
+	}
+	if got := r.read(q).Fates; !slices.Equal(got, want) {
+		r.t.Fatalf("index %d: fates of %v are %v, want %v", r.index, q.Stripes, got, want)
+	}
+	listed := map[cfs.PGID]uint64{}
+	for pg := range r.m.groups {
+		for q := (&cfs.Query{Kind: cfs.QueryStripes, PG: pg, Limit: uint32(1 + r.rng.IntN(5))}); ; {
+			a := r.read(q)
+			for _, s := range a.Stripes {
+				if s.PG != pg || s.Stripe.Session < q.Stripe.Session || s.Stripe == q.Stripe {
+					r.t.Fatalf("index %d: group %d after %v: %+v", r.index, pg, q.Stripe, s)
+				}
+				q.Stripe = s.Stripe
+				listed[pg]++
+			}
+			if !a.More {
+				break
+			}
+		}
+	}
+	for _, u := range r.read(&cfs.Query{Kind: cfs.QueryUsage}).Usage {
+		if listed[u.PG] != u.Stripes {
+			r.t.Fatalf("index %d: group %d lists %d stripes and holds %d", r.index, u.PG, listed[u.PG], u.Stripes)
+		}
+		delete(listed, u.PG)
+	}
+	if len(listed) > 0 {
+		r.t.Fatalf("index %d: stripes that no usage counts: %v", r.index, listed)
+	}
 }
 
 // finish deletes everything, ends every session and reaps: nothing may remain.
@@ -677,7 +792,7 @@ func (r *random) finish() {
 	r.reap(0)
 	r.compareAll()
 	r.kv.each("", func(k, v []byte) {
-		if !strings.ContainsRune("AFGINV", rune(k[0])) && !bytes.HasPrefix(k, key1(prefixXattr, uint64(cfs.RootIno))) {
+		if !strings.ContainsRune("AFGIJNV", rune(k[0])) && !bytes.HasPrefix(k, key1(prefixXattr, uint64(cfs.RootIno))) {
 			r.t.Errorf("left over: %s", describe(k, v))
 		}
 	})

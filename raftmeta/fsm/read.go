@@ -6,7 +6,7 @@ import (
 	"github.com/claudefs/claudefs/cfs"
 )
 
-// MaxListing bounds the entries, extents and feed rows of one answer, and is
+// MaxListing bounds the entries, extents, stripes, windows and feed rows of one answer, and is
 // what a query without a limit gets.
 const MaxListing = 1024
 
@@ -47,6 +47,18 @@ func Read(r Reader, q *cfs.Query) (*cfs.Answer, error) {
 		a.Map = m
 	case cfs.QueryFeed:
 		t.feed(q, a)
+	case cfs.QueryStripes:
+		t.stripes(q, a)
+	case cfs.QueryFates:
+		a.Kind = t.fates(q.Stripes, a)
+	case cfs.QueryUsage:
+		a.Usage = t.usage()
+	case cfs.QueryWindows:
+		m, err := ReadMap(r)
+		if err != nil {
+			return nil, err
+		}
+		t.windows(q, m, a)
 	default:
 		a.Kind = cfs.BadRequest
 	}
@@ -189,7 +201,7 @@ func (t *tx) statfs(m *cfs.Map) cfs.Statfs {
 	}
 	var total uint64
 	for _, d := range m.Devices {
-		if d.State != cfs.StateOut {
+		if !d.Leaving() {
 			total += d.Capacity
 		}
 	}
@@ -217,6 +229,82 @@ func (t *tx) feed(q *cfs.Query, a *cfs.Answer) {
 	})
 }
 
+// stripes lists the stripe table of a group after a stripe.
+func (t *tx) stripes(q *cfs.Query, a *cfs.Answer) {
+	limit := listLimit(q.Limit)
+	prefix := binary.BigEndian.AppendUint32([]byte{prefixStripe}, uint32(q.PG))
+	lo := prefix
+	if q.Stripe != (cfs.StripeID{}) {
+		lo = append(stripeKey(q.PG, q.Stripe), 0)
+	}
+	t.scan(lo, after(prefix), func(k, v []byte) bool {
+		if len(a.Stripes) == limit {
+			a.More = true
+			return false
+		}
+		s, ok := decodeStripe(v)
+		ref, whole := stripeOfKey(k)
+		if !ok || !whole {
+			t.corrupt(k)
+			return false
+		}
+		a.Stripes = append(a.Stripes, cfs.StripeInfo{StripeRef: ref, Len: s.len, Refs: s.refs, Live: s.live})
+		return true
+	})
+}
+
+// stripeOfKey is the stripe whose row has the key.
+func stripeOfKey(k []byte) (ref cfs.StripeRef, ok bool) {
+	if len(k) != 21 {
+		return ref, false
+	}
+	ref.PG = cfs.PGID(binary.BigEndian.Uint32(k[1:]))
+	ref.Stripe = cfs.StripeID{Session: cfs.SessionID(binary.BigEndian.Uint64(k[5:])), Counter: binary.BigEndian.Uint64(k[13:])}
+	return ref, true
+}
+
+// fates says what becomes of stripes that devices hold. One without a row that its
+// session can no longer commit is dead for ever: floors only rise.
+func (t *tx) fates(refs []cfs.StripeRef, a *cfs.Answer) cfs.Kind {
+	if len(refs) > cfs.MaxFates {
+		return cfs.TooBig
+	}
+	next := cfs.SessionID(t.mark(markNextSession))
+	floors := map[cfs.SessionID]uint64{}
+	for _, r := range refs {
+		floor, known := floors[r.Stripe.Session]
+		if !known {
+			if floor = t.floor(r.Stripe.Session); r.Stripe.Session >= next {
+				floor = 0 // a session to come
+			}
+			floors[r.Stripe.Session] = floor
+		}
+		fate := cfs.FateDead
+		if _, committed := t.get(stripeKey(r.PG, r.Stripe)); committed {
+			fate = cfs.FateLive
+		} else if r.Stripe.Counter >= floor && floor != ^uint64(0) {
+			fate = cfs.FatePending
+		}
+		a.Fates = append(a.Fates, fate)
+	}
+	return cfs.KindOK
+}
+
+// usage lists what each group holds; one without a row holds nothing.
+func (t *tx) usage() (out []cfs.GroupUsage) {
+	prefix := []byte{prefixUsage}
+	t.scan(prefix, after(prefix), func(k, v []byte) bool {
+		u, ok := decodeUsage(v)
+		if !ok || len(k) != 5 {
+			t.corrupt(k)
+			return false
+		}
+		out = append(out, cfs.GroupUsage{PG: cfs.PGID(binary.BigEndian.Uint32(k[1:])), Stripes: u.stripes, RawBytes: u.raw})
+		return true
+	})
+	return out
+}
+
 // ReadMap is the cluster's layout.
 func ReadMap(r Reader) (*cfs.Map, error) {
 	t := &tx{kv: r}
@@ -227,6 +315,7 @@ func ReadMap(r Reader) (*cfs.Map, error) {
 	list(t, prefixNode, decodeNode, func(n *cfs.Node) { m.Nodes = append(m.Nodes, *n) })
 	list(t, prefixDevice, decodeDevice, func(d *cfs.Device) { m.Devices = append(m.Devices, *d) })
 	list(t, prefixGroup, decodePG, func(g *cfs.PG) { m.Groups = append(m.Groups, *g) })
+	list(t, prefixJob, decodeJob, func(j *cfs.Job) { m.Jobs = append(m.Jobs, *j) })
 	return m, t.err
 }
 

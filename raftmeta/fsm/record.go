@@ -192,6 +192,13 @@ func encodeExtent(x *cfs.Extent) []byte {
 }
 
 func decodeExtent(end uint64, b []byte) (cfs.Extent, bool) {
+	x, ok := extentRecord(end, b)
+	x.Inline = append([]byte(nil), x.Inline...)
+	return x, ok
+}
+
+// extentRecord is decodeExtent without a copy: inline bytes lie in b.
+func extentRecord(end uint64, b []byte) (cfs.Extent, bool) {
 	d := newDec(b)
 	x := cfs.Extent{Kind: cfs.ExtentKind(d.u8()), Len: d.u64()}
 	if d.bad || x.Len == 0 || x.Len > end {
@@ -203,7 +210,7 @@ func decodeExtent(end uint64, b []byte) (cfs.Extent, bool) {
 		if uint64(len(d.b)) != x.Len {
 			return x, false
 		}
-		x.Inline = append([]byte(nil), d.take(len(d.b))...)
+		x.Inline = d.take(len(d.b))
 	case cfs.ExtentStripe:
 		x.PG = cfs.PGID(d.u32())
 		x.Stripe = cfs.StripeID{Session: cfs.SessionID(d.u64()), Counter: d.u64()}
@@ -277,13 +284,30 @@ func decodeNode(b []byte) (*cfs.Node, bool) {
 	return n, d.ok()
 }
 
+// The flags of a device; the byte is there only where one is set, as it was not
+// in the first records.
+const (
+	deviceDraining = 1 << iota
+	deviceFull
+)
+
 func encodeDevice(v *cfs.Device) []byte {
-	e := newEnc(40)
+	e := newEnc(41)
 	e.u32(uint32(v.ID))
 	e.b = append(e.b, v.UUID[:]...)
 	e.u8(uint8(v.State))
 	e.u64(v.Capacity)
 	e.u64(v.FeedPos)
+	var flags uint8
+	if v.Draining {
+		flags |= deviceDraining
+	}
+	if v.Full {
+		flags |= deviceFull
+	}
+	if flags != 0 {
+		e.u8(flags)
+	}
 	return e.b
 }
 
@@ -294,7 +318,51 @@ func decodeDevice(b []byte) (*cfs.Device, bool) {
 	v.State = cfs.State(d.u8())
 	v.Capacity = d.u64()
 	v.FeedPos = d.u64()
+	if len(d.b) > 0 {
+		flags := d.u8()
+		d.bad = d.bad || flags == 0 || flags > deviceDraining|deviceFull
+		v.Draining, v.Full = flags&deviceDraining != 0, flags&deviceFull != 0
+	}
 	return v, d.ok()
+}
+
+func encodeJob(j *cfs.Job) []byte {
+	e := newEnc(46)
+	e.u32(uint32(j.Device))
+	e.u8(uint8(j.Kind))
+	e.u8(uint8(j.State))
+	e.u64(j.RateBytes)
+	e.u64(j.DoneBytes)
+	e.u64(j.TotalBytes)
+	e.u64(uint64(j.StartedNS))
+	e.u64(uint64(j.ChangedNS))
+	return e.b
+}
+
+func decodeJob(b []byte) (*cfs.Job, bool) {
+	d := newDec(b)
+	j := &cfs.Job{Device: cfs.DeviceID(d.u32()), Kind: cfs.JobKind(d.u8()), State: cfs.JobState(d.u8()), RateBytes: d.u64(), DoneBytes: d.u64(),
+		TotalBytes: d.u64(), StartedNS: int64(d.u64()), ChangedNS: int64(d.u64())}
+	return j, d.ok()
+}
+
+// usage is what a group holds.
+type usage struct {
+	stripes uint64
+	raw     uint64 // bytes of all shards
+}
+
+func encodeUsage(u usage) []byte {
+	e := newEnc(16)
+	e.u64(u.stripes)
+	e.u64(u.raw)
+	return e.b
+}
+
+func decodeUsage(b []byte) (usage, bool) {
+	d := newDec(b)
+	u := usage{d.u64(), d.u64()}
+	return u, d.ok()
 }
 
 func encodePG(g *cfs.PG) []byte {

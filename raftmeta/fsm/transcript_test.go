@@ -115,6 +115,10 @@ func (a args) state() cfs.State {
 func (a args) extent() cfs.Extent {
 	x := cfs.Extent{Off: a.num("off"), Len: a.num("len")}
 	switch {
+	case a.has("digest"):
+		x.Kind, x.Inline = cfs.ExtentInline, []byte(a.str("digest"))
+		x.Len = uint64(len(x.Inline))
+		x = x.Digest()
 	case a.has("inline"):
 		x.Kind, x.Inline = cfs.ExtentInline, []byte(a.str("inline"))
 		if !a.has("len") {
@@ -140,6 +144,7 @@ var opNames = map[string]cfs.OpKind{
 	"setattr": cfs.OpSetAttr, "setxattr": cfs.OpSetXattr, "rmxattr": cfs.OpRemoveXattr, "write": cfs.OpWrite, "swap": cfs.OpSwap,
 	"release": cfs.OpRelease, "reap": cfs.OpReap, "open-session": cfs.OpOpenSession, "expire": cfs.OpExpireSession,
 	"node": cfs.OpSetNode, "device": cfs.OpSetDevice, "groups": cfs.OpSetGroups, "feed-done": cfs.OpFeedDone,
+	"fill-done": cfs.OpFillDone, "drop": cfs.OpDropGroups, "job": cfs.OpSetJob,
 }
 
 var setMasks = map[string]cfs.SetMask{
@@ -191,26 +196,58 @@ func (a args) op() cfs.Op {
 	switch kind {
 	case cfs.OpSetNode:
 		op.Node = cfs.Node{ID: cfs.NodeID(a.num("id")), Addr: a.str("addr"), State: a.state(), Voter: a.has("voter")}
-	case cfs.OpSetDevice, cfs.OpFeedDone:
-		op.Device = cfs.Device{ID: a.device("id"), State: a.state(), Capacity: a.num("capacity"), FeedPos: a.num("pos")}
+	case cfs.OpSetDevice, cfs.OpFeedDone, cfs.OpFillDone:
+		op.Device = cfs.Device{ID: a.device("id"), State: a.state(), Capacity: a.num("capacity"), FeedPos: a.num("pos"),
+			Draining: a.has("draining"), Full: a.has("full")}
 		if copy(op.Device.UUID[:], a.kv["uuid"]); !a.has("uuid") {
 			copy(op.Device.UUID[:], a.kv["id"])
 		}
 		if !a.has("capacity") {
 			op.Device.Capacity = deviceBytes
 		}
+	case cfs.OpSetJob:
+		op.Job = a.job()
+	}
+	if kind == cfs.OpFillDone || kind == cfs.OpDropGroups {
+		for _, pg := range strings.Split(a.kv["pg"], ",") {
+			g := parse(a.t, "pg id="+pg)
+			op.Groups = append(op.Groups, cfs.PG{ID: cfs.PGID(g.num("id")), Epoch: cfs.Epoch(a.num("epoch"))})
+		}
 	}
 	return op
 }
 
-// group is a line "group id=1 geometry=4+2 slots=1/0,2/0 writable".
+func (a args) job() cfs.Job {
+	j := cfs.Job{Device: a.device("device"), RateBytes: a.num("rate"), DoneBytes: a.num("done"), TotalBytes: a.num("total")}
+	for k := cfs.JobRebuild; k <= cfs.JobRebalance; k++ {
+		if k.String() == a.kv["kind"] {
+			j.Kind = k
+		}
+	}
+	for s := cfs.JobRunning; s <= cfs.JobCancelled; s++ {
+		if s.String() == a.kv["state"] {
+			j.State = s
+		}
+	}
+	return j
+}
+
+// group is a line "group id=1 geometry=4+2 slots=1/0,2/0<3/1 writable"; the slot
+// on 2/0 is filled from 3/1.
 func (a args) group() cfs.PG {
 	g := cfs.PG{ID: cfs.PGID(a.num("id")), Writable: a.has("writable")}
 	k, m := a.pair2(a.kv["geometry"], "+")
 	g.Geometry = cfs.Geometry{K: uint8(k), M: uint8(m)}
 	for _, s := range strings.Split(a.kv["slots"], ",") {
-		n, slot := a.pair2(s, "/")
-		g.Slots = append(g.Slots, cfs.Slot{Device: cfs.MakeDeviceID(cfs.NodeID(n), uint16(slot))})
+		on, source, filling := strings.Cut(s, "<")
+		slot := cfs.Slot{Filling: filling}
+		n, i := a.pair2(on, "/")
+		slot.Device = cfs.MakeDeviceID(cfs.NodeID(n), uint16(i))
+		if filling {
+			n, i = a.pair2(source, "/")
+			slot.Source = cfs.MakeDeviceID(cfs.NodeID(n), uint16(i))
+		}
+		g.Slots = append(g.Slots, slot)
 	}
 	return g
 }
@@ -258,14 +295,22 @@ func (s *script) run(d *datadriven.TestData) string {
 	case "lead":
 		return s.show(&cfs.Command{Ops: s.ops(d.Input)})
 	case "plan":
-		var b strings.Builder
-		for _, g := range s.plan() {
-			b.WriteString("record " + showGroup(&g) + "\n")
+		return showPlan("record", s.plan(), a.num("of"))
+	case "rebalance":
+		return showPlan("record", s.propose(PlanRebalance), a.num("of"))
+	case "drop-empty":
+		m, err := ReadMap(s.kv)
+		if err != nil {
+			s.t.Fatal(err)
 		}
-		if b.Len() == 0 {
-			return "nothing to change\n"
+		drop := DroppableGroups(m, s.usage())
+		if len(drop) > 0 {
+			s.do(0, cfs.Op{Kind: cfs.OpDropGroups, Groups: drop})
 		}
-		return b.String()
+		return showPlan("drop", drop, a.num("of"))
+	case "spare":
+		m, err := ReadMap(s.kv)
+		return fmt.Sprintf("%v %v\n", CanSpare(m, a.device("device")), err)
 	case "query":
 		var b strings.Builder
 		for _, line := range strings.Split(d.Input, "\n") {
@@ -397,7 +442,9 @@ func showExtent(x *cfs.Extent) string {
 func showGroup(g *cfs.PG) string {
 	slots := make([]string, len(g.Slots))
 	for i, s := range g.Slots {
-		slots[i] = s.Device.String()
+		if slots[i] = s.Device.String(); s.Filling {
+			slots[i] += "<" + s.Source.String()
+		}
 	}
 	s := fmt.Sprintf("group %d %v on %s epoch=%d", g.ID, g.Geometry, strings.Join(slots, " "), g.Epoch)
 	if g.Writable {
@@ -413,10 +460,45 @@ func showMap(m *cfs.Map) string {
 		fmt.Fprintf(&b, "node %d %s %v voter=%v\n", n.ID, n.Addr, n.State, n.Voter)
 	}
 	for _, d := range m.Devices {
-		fmt.Fprintf(&b, "device %v %v %d bytes feed=%d\n", d.ID, d.State, d.Capacity, d.FeedPos)
+		fmt.Fprintf(&b, "device %v %v %d bytes feed=%d", d.ID, d.State, d.Capacity, d.FeedPos)
+		if d.Draining {
+			b.WriteString(" draining")
+		}
+		if d.Full {
+			b.WriteString(" full")
+		}
+		b.WriteString("\n")
 	}
 	for i := range m.Groups {
 		b.WriteString(showGroup(&m.Groups[i]) + "\n")
+	}
+	for i := range m.Jobs {
+		b.WriteString(showJob(&m.Jobs[i]) + "\n")
+	}
+	return b.String()
+}
+
+func showJob(j *cfs.Job) string {
+	return fmt.Sprintf("job of %v: %v %v rate=%d %d of %d started=%d changed=%d", j.Device, j.Kind, j.State, j.RateBytes, j.DoneBytes, j.TotalBytes, j.StartedNS, j.ChangedNS)
+}
+
+// showPlan shows what is planned for a group, and how many others there are; for
+// group 0 everything.
+func showPlan(what string, groups []cfs.PG, of uint64) string {
+	var b strings.Builder
+	others := 0
+	for _, g := range groups {
+		if of == 0 || uint64(g.ID) == of {
+			b.WriteString(what + " " + showGroup(&g) + "\n")
+		} else {
+			others++
+		}
+	}
+	if others > 0 {
+		fmt.Fprintf(&b, "%s %d others\n", what, others)
+	}
+	if b.Len() == 0 {
+		return "nothing to change\n"
 	}
 	return b.String()
 }
@@ -424,10 +506,27 @@ func showMap(m *cfs.Map) string {
 var queryNames = map[string]cfs.QueryKind{
 	"lookup": cfs.QueryLookup, "getattr": cfs.QueryGetAttr, "readdir": cfs.QueryReadDir, "readlink": cfs.QueryReadlink, "getxattr": cfs.QueryGetXattr,
 	"listxattr": cfs.QueryListXattr, "extents": cfs.QueryExtents, "statfs": cfs.QueryStatfs, "map": cfs.QueryMap, "feed": cfs.QueryFeed, "unknown": 99,
+	"stripes": cfs.QueryStripes, "fates": cfs.QueryFates, "windows": cfs.QueryWindows, "held": cfs.QueryUsage,
 }
 
 func (s *script) query(a args) string {
 	switch a.verb {
+	case "version", "group", "job":
+		m, err := ReadMap(s.kv)
+		if a.verb == "version" {
+			return fmt.Sprintf(" %d %v\n", m.Version, err)
+		}
+		for i := range m.Groups {
+			if g := &m.Groups[i]; a.verb == "group" && uint64(g.ID) == a.num("pg") {
+				return " " + showGroup(g) + "\n"
+			}
+		}
+		for i := range m.Jobs {
+			if j := &m.Jobs[i]; a.verb == "job" && j.Device == a.device("device") {
+				return " " + showJob(j) + "\n"
+			}
+		}
+		return fmt.Sprintf(" none %v\n", err)
 	case "usage":
 		u, err := ReadUsage(s.kv)
 		return fmt.Sprintf(" %+v %v\n", u, err)
@@ -436,7 +535,21 @@ func (s *script) query(a args) string {
 		return fmt.Sprintf(" %+v %v\n", list, err)
 	}
 	q := &cfs.Query{Kind: queryNames[a.verb], Ino: cfs.Ino(a.num("ino")), Dir: cfs.Ino(a.num("dir")), Name: a.str("name"), Off: a.num("off"), End: a.num("end"),
-		Limit: uint32(a.num("limit")), WithAttrs: a.has("attrs")}
+		Limit: uint32(a.num("limit")), WithAttrs: a.has("attrs"), PG: cfs.PGID(a.num("pg")), BeforeNS: int64(a.num("before"))}
+	if a.has("beyond") {
+		sess, counter := a.pair2(a.kv["beyond"], ".")
+		q.Stripe = cfs.StripeID{Session: cfs.SessionID(sess), Counter: counter}
+	}
+	for _, of := range strings.Split(a.kv["of"], ",") { // group:session.counter
+		if pg, id, ok := strings.Cut(of, ":"); ok {
+			n, err := strconv.Atoi(pg)
+			if err != nil {
+				a.t.Fatalf("%s: %v", a.line, err)
+			}
+			sess, counter := a.pair2(id, ".")
+			q.Stripes = append(q.Stripes, cfs.StripeRef{PG: cfs.PGID(n), Stripe: cfs.StripeID{Session: cfs.SessionID(sess), Counter: counter}})
+		}
+	}
 	ans := s.read(q)
 	if ans.Kind != cfs.KindOK {
 		return " " + ans.Kind.Name() + "\n"
@@ -475,6 +588,21 @@ func (s *script) query(a args) string {
 	for _, f := range ans.Freed {
 		fmt.Fprintf(&b, "  %d: stripe %v pg=%d\n", f.Pos, f.Stripe, f.PG)
 	}
+	for _, x := range ans.Stripes {
+		fmt.Fprintf(&b, "  stripe %v pg=%d refs=%d live=%d of %d\n", x.Stripe, x.PG, x.Refs, x.Live, x.Len)
+	}
+	for i, f := range ans.Fates {
+		fmt.Fprintf(&b, "  stripe %v pg=%d %s\n", q.Stripes[i].Stripe, q.Stripes[i].PG, [...]string{"?", "live", "pending", "dead"}[f])
+	}
+	for _, w := range ans.Windows {
+		fmt.Fprintf(&b, "  inode %d [%d, %d)\n", w.Ino, w.Off, w.End)
+	}
+	for _, u := range ans.Usage {
+		fmt.Fprintf(&b, "  group %d: %d stripes, %d bytes\n", u.PG, u.Stripes, u.RawBytes)
+	}
+	if ans.Next.Ino != 0 {
+		fmt.Fprintf(&b, "  next inode %d off %d\n", ans.Next.Ino, ans.Next.Off)
+	}
 	if ans.More {
 		b.WriteString("  more\n")
 	}
@@ -492,38 +620,44 @@ func describe(k, v []byte) string {
 		return fmt.Sprintf("A %s = %s", k[1:], v)
 	case prefixDirent:
 		d, _ := decodeDirent(v)
-		return fmt.Sprintf("D %d %s -> %d type %#o", num(k[1:]), k[9:], d.ino, d.mode)
+		return fmt.Sprintf("D %d %s -> %d type %#o", u64of(k[1:]), k[9:], d.ino, d.mode)
 	case prefixExtent:
-		x, _ := decodeExtent(num(k[13:]), v)
-		return fmt.Sprintf("E %d map=%d %s", num(k[1:]), binary.BigEndian.Uint32(k[9:]), showExtent(&x))
+		x, _ := decodeExtent(u64of(k[13:]), v)
+		return fmt.Sprintf("E %d map=%d %s", u64of(k[1:]), binary.BigEndian.Uint32(k[9:]), showExtent(&x))
 	case prefixFeed:
-		f, _ := decodeFreed(num(k[1:]), v)
+		f, _ := decodeFreed(u64of(k[1:]), v)
 		return fmt.Sprintf("F %d stripe %v pg=%d", f.Pos, f.Stripe, f.PG)
 	case prefixGroup:
 		g, _ := decodePG(v)
 		return "G " + showGroup(g)
 	case prefixHold:
-		return fmt.Sprintf("H inode %d session %d", num(k[1:]), num(k[9:]))
+		return fmt.Sprintf("H inode %d session %d", u64of(k[1:]), u64of(k[9:]))
 	case prefixHeldBy:
-		return fmt.Sprintf("h session %d inode %d", num(k[1:]), num(k[9:]))
+		return fmt.Sprintf("h session %d inode %d", u64of(k[1:]), u64of(k[9:]))
 	case prefixInode:
 		n, _ := decodeInode(v)
 		return fmt.Sprintf("I %s parent=%d stored=%d", showAttr(&n.Attr), n.parent, n.stored)
+	case prefixJob:
+		j, _ := decodeJob(v)
+		return "J " + showJob(j)
+	case prefixUsage:
+		u, _ := decodeUsage(v)
+		return fmt.Sprintf("U pg=%d %d stripes, %d bytes", u32of(k[1:]), u.stripes, u.raw)
 	case prefixLink, prefixXattr:
-		return fmt.Sprintf("%s %d %s %q", s, num(k[1:]), k[9:], v[1:])
+		return fmt.Sprintf("%s %d %s %q", s, u64of(k[1:]), k[9:], v[1:])
 	case prefixQueue:
-		return fmt.Sprintf("Q %d map=%d", num(k[1:]), binary.BigEndian.Uint32(k[9:]))
+		return fmt.Sprintf("Q %d map=%d", u64of(k[1:]), binary.BigEndian.Uint32(k[9:]))
 	case prefixReply:
 		r, _ := decodeReply(v)
-		return fmt.Sprintf("R session %d seq %d: index %d op %d %s, %d results", num(k[1:]), num(k[9:]), r.Index, r.Failed, r.Kind.Name(), len(r.Results))
+		return fmt.Sprintf("R session %d seq %d: index %d op %d %s, %d results", u64of(k[1:]), u64of(k[9:]), r.Index, r.Failed, r.Kind.Name(), len(r.Results))
 	case prefixStripe:
 		st, _ := decodeStripe(v)
-		return fmt.Sprintf("S pg=%d %d.%d refs=%d live=%d of %d", binary.BigEndian.Uint32(k[1:]), num(k[5:]), num(k[13:]), st.refs, st.live, st.len)
+		return fmt.Sprintf("S pg=%d %d.%d refs=%d live=%d of %d", binary.BigEndian.Uint32(k[1:]), u64of(k[5:]), u64of(k[13:]), st.refs, st.live, st.len)
 	case prefixSession:
 		sess, _ := decodeSession(v)
-		return fmt.Sprintf("T %d %q floor=%d low=%d", num(k[1:]), sess.name, sess.floor, sess.lowWater)
+		return fmt.Sprintf("T %d %q floor=%d low=%d", u64of(k[1:]), sess.name, sess.floor, sess.lowWater)
 	case prefixZero:
-		return fmt.Sprintf("Z %d.%d pg=%d", num(k[1:]), num(k[9:]), binary.BigEndian.Uint32(k[17:]))
+		return fmt.Sprintf("Z %d.%d pg=%d", u64of(k[1:]), u64of(k[9:]), binary.BigEndian.Uint32(k[17:]))
 	}
 	return fmt.Sprintf("%q = %x", k, v)
 }
