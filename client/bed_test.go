@@ -150,6 +150,7 @@ type storage struct {
 	node    cfs.NodeID
 	noSpace atomic.Bool
 	delay   atomic.Int64 // ns, of each request
+	late    atomic.Int64 // ns, of each get's answer, which comes whether it is wanted or not
 	blind   atomic.Bool  // knows no map yet
 }
 
@@ -170,6 +171,10 @@ type bed struct {
 	seq     uint64
 	shards  map[shardID]*stored
 
+	reported map[shardID]int      // by clients; guarded by mu
+	asked    map[cfs.DeviceID]int // for shards; guarded by mu
+	// stuck are shards whose gets wait for the channel, or to be given up, and fail; guarded by mu
+	stuck      map[shardID]chan struct{}
 	inlineFull atomic.Bool
 	requests   atomic.Uint64 // that metadata servers have seen
 	// before is called with a client's command before it is applied, after with it
@@ -178,6 +183,8 @@ type bed struct {
 	before   atomic.Pointer[func(*cfs.Command)]
 	after    atomic.Pointer[func(*cfs.Command) bool]
 	answered atomic.Pointer[func(*cfs.Query)]
+	// windows answers QueryWindows instead of the namespace.
+	windows atomic.Pointer[func(*cfs.Query) *cfs.Answer]
 }
 
 const testCluster = "bed"
@@ -185,7 +192,7 @@ const testCluster = "bed"
 // newBed starts nodes with two devices each.
 func newBed(t testing.TB, nodes int) *bed {
 	t.Helper()
-	b := &bed{t: t, kv: newMemKV(), shards: map[shardID]*stored{}}
+	b := &bed{t: t, kv: newMemKV(), shards: map[shardID]*stored{}, reported: map[shardID]int{}, asked: map[cfs.DeviceID]int{}}
 	if err := fsm.Bootstrap(b.kv, testCluster, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -276,7 +283,8 @@ func (b *bed) apply(s cfs.SessionID, ops ...cfs.Op) *cfs.Reply {
 func (b *bed) plan() {
 	b.t.Helper()
 	m := b.cmap.Load()
-	if groups := fsm.PlanGroups(m); groups != nil {
+	empty := func(cfs.PGID) cfs.GroupUsage { return cfs.GroupUsage{} }
+	if groups := fsm.PlanGroups(m, empty); groups != nil {
 		b.apply(0, cfs.Op{Kind: cfs.OpSetGroups, Groups: groups, MapVersion: m.Version})
 	}
 }
@@ -366,6 +374,9 @@ func (b *bed) serveMeta(ctx context.Context, self int, r *wire.Request) (wire.Re
 			return wire.Response{}, err
 		}
 		a := b.read(q)
+		if fn := b.windows.Load(); fn != nil && q.Kind == cfs.QueryWindows {
+			a = (*fn)(q)
+		}
 		if fn := b.answered.Load(); fn != nil {
 			(*fn)(q)
 		}
@@ -390,7 +401,7 @@ func (b *bed) serveMeta(ctx context.Context, self int, r *wire.Request) (wire.Re
 }
 
 func (b *bed) command(self int, cmd *cfs.Command) (wire.Response, error) {
-	if fn := b.before.Load(); fn != nil {
+	if fn := b.before.Load(); fn != nil && len(cmd.Ops) > 0 {
 		(*fn)(cmd)
 	}
 	if b.inlineFull.Load() {
@@ -422,7 +433,9 @@ func (n *storage) serve(ctx context.Context, r *wire.Request) (wire.Response, er
 	case wire.OpPutShard:
 		return wire.Response{}, n.put(r)
 	case wire.OpGetShard:
-		return n.get(r)
+		return n.get(ctx, r)
+	case wire.OpReportShard:
+		return wire.Response{}, n.report(r)
 	}
 	return wire.Response{}, wire.NotLeaderError(r.Op.String(), "") // a voter that does not lead
 }
@@ -459,18 +472,46 @@ func (n *storage) put(r *wire.Request) error {
 	return nil
 }
 
-func (n *storage) get(r *wire.Request) (wire.Response, error) {
+func (n *storage) report(r *wire.Request) error {
+	var m wirepb.ReportShard
+	if err := r.Decode(&m); err != nil {
+		return err
+	}
+	stripe, shard, err := wire.ShardKeyFromPB(m.Key)
+	if err != nil {
+		return err
+	}
+	n.b.mu.Lock()
+	defer n.b.mu.Unlock()
+	n.b.reported[shardID{cfs.DeviceID(m.Device), stripe, shard}]++
+	return nil
+}
+
+func (n *storage) get(ctx context.Context, r *wire.Request) (wire.Response, error) {
 	var m wirepb.GetShard
 	if err := r.Decode(&m); err != nil {
 		return wire.Response{}, err
 	}
+	time.Sleep(time.Duration(n.late.Load()))
 	stripe, shard, err := wire.ShardKeyFromPB(m.Key)
 	if err != nil {
 		return wire.Response{}, err
 	}
+	id := shardID{cfs.DeviceID(m.Device), stripe, shard}
+	n.b.mu.Lock()
+	stuck := n.b.stuck[id]
+	n.b.mu.Unlock()
+	if stuck != nil {
+		select {
+		case <-stuck:
+		case <-ctx.Done():
+		}
+		return wire.Response{}, cfs.E("get", cfs.Unavailable, nil)
+	}
 	n.b.mu.Lock()
 	defer n.b.mu.Unlock()
-	s := n.b.shards[shardID{cfs.DeviceID(m.Device), stripe, shard}]
+	n.b.asked[id.dev]++
+	s := n.b.shards[id]
 	switch {
 	case s == nil:
 		return wire.Response{}, cfs.E("get", cfs.NotFound, nil)

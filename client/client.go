@@ -19,6 +19,8 @@ const (
 	heartbeatEvery = 500 * time.Millisecond
 	// commitAfter is how long written data may stay uncommitted.
 	commitAfter = 5 * time.Second
+	// floorAfter is how long a session's floor waits for a command that carries it.
+	floorAfter = time.Second
 	// maxCommands bounds the commands in flight.
 	maxCommands = 1024
 	// maxOutstanding bounds how far sequences run ahead of the oldest command in
@@ -66,6 +68,12 @@ type Client struct {
 	flights  flights
 	suspects suspects // devices that do not answer
 	full     suspects // devices without space, which can be read
+	slow     laggards // devices that others were faster than
+	hedging  *hedging
+	patience time.Duration // maxUnreadable, but in tests
+	forSpace time.Duration // spaceWait, but in tests
+	wholes   wholes
+	reports  *reports
 	codecs   ec.Codecs
 	parity   bufPool
 	scratch  bufPool
@@ -91,6 +99,14 @@ type session struct {
 	id      cfs.SessionID
 	seqs    *window
 	stripes *window
+	sent    atomic.Int64  // when the last command was sent, Unix ns
+	told    atomic.Uint64 // the floor that the cluster knows
+}
+
+// floorTold notes that the cluster knows of a floor.
+func (s *session) floorTold(floor uint64) {
+	for old := s.told.Load(); old < floor && !s.told.CompareAndSwap(old, floor); old = s.told.Load() {
+	}
 }
 
 // New connects to a cluster and opens a session. It fails when no server answers
@@ -118,6 +134,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 		cache: newCache(cfg.CacheTTL / 2), memory: newMemory(cfg.MemoryBytes),
 		commands: make(chan struct{}, maxCommands), puts: make(chan struct{}, maxPuts),
 		mapping: newTurn(), opening: newTurn(),
+		hedging: newHedging(), patience: maxUnreadable, forSpace: spaceWait, reports: newReports(),
 		inodes: map[cfs.Ino]*inode{},
 	}
 	c.leader.Store(&cfg.Servers[0])
@@ -138,6 +155,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	}
 	c.wg.Go(c.heartbeats)
 	c.wg.Go(c.commitOld)
+	c.wg.Go(c.sendReports)
 	return c, nil
 }
 
@@ -188,10 +206,28 @@ func (c *Client) heartbeats() {
 			return
 		case <-tick.C:
 		}
-		if err := c.heartbeat(); err != nil && c.ctx.Err() == nil {
+		err := c.heartbeat()
+		if err == nil {
+			err = c.raiseFloor(c.session.Load())
+		}
+		if err != nil && c.ctx.Err() == nil {
 			c.log.Debug("heartbeat failed", "err", err)
 		}
+		c.wholes.forget(time.Now().Add(-keepWhole))
 	}
+}
+
+// raiseFloor tells the cluster of the session's floor when it has risen and no command
+// has carried it for a while: what was put and given up, or overwritten, takes space
+// until then.
+func (c *Client) raiseFloor(s *session) error {
+	if s.stripes.lowest() <= s.told.Load() || time.Since(time.Unix(0, s.sent.Load())) < floorAfter {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, 4*heartbeatEvery)
+	defer cancel()
+	_, _, err := c.doIn(ctx, s, cfs.Cred{}, nil)
+	return err
 }
 
 func (c *Client) heartbeat() error {

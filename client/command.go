@@ -42,7 +42,7 @@ func (c *Client) doIn(ctx context.Context, s *session, cred cfs.Cred, ops []cfs.
 	select {
 	case c.commands <- struct{}{}:
 	case <-ctx.Done():
-		return nil, false, ctxError(opName(ops[0].Kind), ctx)
+		return nil, false, ctxError(opName(ops, 0), ctx)
 	}
 	defer func() { <-c.commands }()
 	seq, err := s.seqs.takeWithin(ctx, maxOutstanding)
@@ -50,15 +50,20 @@ func (c *Client) doIn(ctx context.Context, s *session, cred cfs.Cred, ops []cfs.
 		return nil, false, err
 	}
 	defer s.seqs.settle(seq)
-	reply, unsure, err := c.send(ctx, &cfs.Command{Session: s.id, Seq: seq, LowWater: s.seqs.lowest(), Floor: s.stripes.lowest(), Cred: cred, Ops: ops})
+	cmd := &cfs.Command{Session: s.id, Seq: seq, LowWater: s.seqs.lowest(), Floor: s.stripes.lowest(), Cred: cred, Ops: ops}
+	s.sent.Store(time.Now().UnixNano())
+	reply, unsure, err := c.send(ctx, cmd)
 	if err == nil && reply.Kind == cfs.NoSession {
 		err = c.sessionLost(ctx, s)
 	}
 	if err != nil {
 		return nil, unsure, err
 	}
+	if reply.Kind != cfs.NoSession { // a refused command raises the floor too
+		s.floorTold(cmd.Floor)
+	}
 	if reply.Kind != cfs.KindOK {
-		return nil, unsure, cfs.E(opName(ops[reply.Failed].Kind), reply.Kind, nil)
+		return nil, unsure, cfs.E(opName(ops, int(reply.Failed)), reply.Kind, nil)
 	}
 	return reply.Results, unsure, nil
 }
@@ -73,7 +78,7 @@ func (c *Client) send(ctx context.Context, cmd *cfs.Command) (reply *cfs.Reply, 
 	if err == nil && reply.Kind == cfs.KindOK && len(reply.Results) != len(cmd.Ops) {
 		err = cfs.Errorf("command", cfs.BadRequest, "%d results for %d operations", len(reply.Results), len(cmd.Ops))
 	}
-	if err == nil && int(reply.Failed) >= len(cmd.Ops) {
+	if err == nil && int(reply.Failed) >= max(len(cmd.Ops), 1) {
 		err = cfs.Errorf("command", cfs.BadRequest, "operation %d of %d failed", reply.Failed, len(cmd.Ops))
 	}
 	return reply, unsure, err
@@ -212,4 +217,10 @@ var opNames = map[cfs.OpKind]string{
 	cfs.OpWrite: "commit extents", cfs.OpSwap: "swap extents", cfs.OpRelease: "release",
 }
 
-func opName(k cfs.OpKind) string { return opNames[k] }
+// opName is what a command does that meets a failure at operation i.
+func opName(ops []cfs.Op, i int) string {
+	if len(ops) == 0 {
+		return "raise floor"
+	}
+	return opNames[ops[i].Kind]
+}

@@ -14,16 +14,31 @@
 //	chunk.go      the buffers that writes gather in
 //	file.go       handles: read, write, sync
 //	writer.go     chunk -> stripe -> shards -> commit
-//	reader.go     extents -> shards -> bytes, reconstructing what fails
+//	restripe.go   what is worth it is written anew in the background; restripe_window.go
+//	              is how one range of a file is
+//	reader.go     extents -> shards -> bytes
+//	shard.go      one shard from its device, or from K others
+//	stripe.go     what the reads of one stripe share, so that nothing is fetched twice
+//	hedge.go      when a shard is late: K others race it
+//	whole.go      whole stripes for sequential readers while a device is lost
+//	report.go     damaged and missing shards, told to their owners
+//	copy.go       copies by reference
 //
 // # Lock order
 //
 // Client.mu, then inode.mu, then the locks of cache, layout and memory, which
-// call nothing. No lock is held across a network call, but three: inode.order puts
+// call nothing. Of a read's locks, hedge.mu comes before stripeRead.mu, and that
+// before layout's. No lock is held across a network call, but three: inode.order puts
 // the operations that need an inode without dirty data (truncate, allocate) in
 // sequence with its flushes, and is taken before inode.mu; Client.mapping and
 // Client.opening, which are waited for with a context, let one goroutine ask for the
 // map or replace a lost session.
+//
+// # Memory of reads
+//
+// Whole blocks are read straight into the caller's memory. A fetch or hedge that loses is
+// cancelled, and the read waits until it has returned: wire touches nothing of a call
+// after that, so that what comes late goes nowhere.
 //
 // # Coherence
 //

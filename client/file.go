@@ -69,8 +69,18 @@ func (f *File) Write(ctx context.Context, p []byte, off uint64) (int, error) {
 	return n, err
 }
 
-// Flush puts and commits what has been written to the inode.
-func (f *File) Flush(ctx context.Context) error { return f.Sync(ctx) }
+// Flush puts and commits what has been written to the inode, and tells of a failure without
+// having told of it: the kernel flushes for every descriptor of the handle that is closed, also
+// for those that a child process drops when it execs, and nobody sees that answer.
+func (f *File) Flush(ctx context.Context) error {
+	if err := f.n.flush(ctx); err != nil {
+		return err
+	}
+	f.n.mu.Lock()
+	seen := f.told
+	f.n.mu.Unlock()
+	return f.n.failedSince(&seen)
+}
 
 // Sync returns when all that has been written to the inode survives the loss of
 // any M devices of its groups and of power everywhere. A commit is that already.
@@ -99,10 +109,10 @@ func (f *File) Close(ctx context.Context) error {
 // FALLOC_FL_KEEP_SIZE allocate, FALLOC_FL_PUNCH_HOLE makes a hole,
 // FALLOC_FL_ZERO_RANGE zeros. Other modes are Unsupported.
 func (f *File) Allocate(ctx context.Context, mode uint32, off, n uint64) error {
-	if n == 0 || off > cfs.MaxFileSize {
+	if n == 0 {
 		return cfs.E("fallocate", cfs.Invalid, nil)
 	}
-	if n > cfs.MaxFileSize-off {
+	if off > cfs.MaxFileSize || n > cfs.MaxFileSize-off {
 		return cfs.E("fallocate", cfs.TooLarge, nil)
 	}
 	var kinds []cfs.ExtentKind

@@ -23,8 +23,9 @@ type layout struct {
 
 // place is where a device is.
 type place struct {
-	addr string
-	up   bool
+	addr  string
+	state cfs.State // the worse of the device's and its node's
+	full  bool      // as the cluster knows
 }
 
 func newLayout(m *cfs.Map) *layout {
@@ -37,7 +38,7 @@ func newLayout(m *cfs.Map) *layout {
 	}
 	for _, d := range l.Devices {
 		if n := nodes[d.ID.Node()]; n != nil {
-			l.devices[d.ID] = &place{addr: n.Addr, up: d.State == cfs.StateUp && n.State == cfs.StateUp}
+			l.devices[d.ID] = &place{addr: n.Addr, state: max(d.State, n.State), full: d.Full}
 		}
 	}
 	for i := range l.Groups {
@@ -152,6 +153,71 @@ func (c *Client) pickGroup(l *layout, n int) *cfs.PG {
 		}
 	}
 	return nil
+}
+
+// reach says how willingly a device is asked for a shard; lower is better.
+type reach uint8
+
+const (
+	reachGood    reach = iota
+	reachSlow          // it has just lost against a hedge
+	reachSuspect       // its node has been silent for a while: others first
+	reachPoor          // it is down or out, or has just failed: when all else has failed
+	reachNone          // nobody knows where it is
+)
+
+// reach is how willingly a device is asked. One that is draining or full is as good
+// as any.
+func (c *Client) reach(l *layout, d cfs.DeviceID) reach {
+	at := l.devices[d]
+	switch {
+	case at == nil:
+		return reachNone
+	case at.state > cfs.StateSuspect || c.suspects.has(d):
+		return reachPoor
+	case at.state == cfs.StateSuspect:
+		return reachSuspect
+	case c.slow.losses(d) > 0:
+		return reachSlow
+	}
+	return reachGood
+}
+
+// holder is the device that has a slot's shards: the one that a filling slot
+// replaces has them, until the slot is full.
+func holder(s cfs.Slot) cfs.DeviceID {
+	if s.Filling {
+		return s.Source
+	}
+	return s.Device
+}
+
+// degraded reports that some data shards of a group are not where they can be read.
+func (c *Client) degraded(l *layout, g *cfs.PG) bool {
+	for _, s := range g.Slots[:min(int(g.Geometry.K), len(g.Slots))] {
+		if c.reach(l, holder(s)) > reachSlow {
+			return true
+		}
+	}
+	return false
+}
+
+// spaceless reports that no other group will be found to have room: the cluster knows
+// of full devices in each, so that it has none without, or all devices are full.
+func (c *Client) spaceless(l *layout) bool {
+	known, all := true, true
+	for _, groups := range [2][]*cfs.PG{l.large, l.small} {
+		for _, g := range groups {
+			any := false
+			for _, s := range g.Slots {
+				at := l.devices[s.Device]
+				any = any || at != nil && at.full
+				all = all && (at == nil || at.full || c.full.has(s.Device))
+			}
+			known = known && any
+		}
+	}
+	return (known || all) && len(l.large)+len(l.small) > 0
 }
 
 // stripeBytes is the size of a full stripe in the groups that are writable now.

@@ -8,13 +8,9 @@ import (
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/ec"
-	"github.com/claudefs/claudefs/wire"
-	"github.com/claudefs/claudefs/wire/wirepb"
 )
 
 const (
-	// getAttempt bounds one attempt to fetch a range of a shard.
-	getAttempt = 2 * time.Second
 	// maxRefetch is how often a read asks for the extents again because a shard
 	// that they name is gone.
 	maxRefetch = 2
@@ -46,6 +42,10 @@ func (n *inode) read(ctx context.Context, p []byte, off uint64) (int, error) {
 		}
 		if errors.Is(err, errGone) && try < maxRefetch {
 			n.dropExtents()
+			// Or the stripe is where it was and the shard has moved.
+			if err := n.c.refreshMap(ctx); err != nil {
+				n.c.log.Debug("map not refreshed", "err", err)
+			}
 			continue
 		}
 		if err != nil {
@@ -161,182 +161,99 @@ type shardRead struct {
 	g  *cfs.PG // nil: the map that we have does not know it
 	r  ec.ShardRange
 	p  []byte
+
+	once   bool        // a failure is final: there is another way to the bytes
+	part   part        // the whole blocks: p itself where it is that
+	stripe *stripeRead // shared by the reads of one stripe; nil while a read that is alone needs none
+	err    error
 }
 
-// readShards does the reads in parallel.
+// readShards does the reads, those of one extent next to each other, in parallel.
 func (c *Client) readShards(ctx context.Context, jobs []shardRead, final bool) error {
-	switch len(jobs) {
-	case 0:
-		return nil
-	case 1:
-		return c.readShard(ctx, &jobs[0], final)
+	total := 0
+	for i := range jobs {
+		total += len(jobs[i].p)
 	}
-	errs := make([]error, len(jobs))
-	var wg sync.WaitGroup
-	for i := range jobs[1:] {
-		wg.Go(func() { errs[i+1] = c.readShard(ctx, &jobs[i+1], final) })
+	if n := sameStripe(jobs); n < len(jobs) {
+		var wg sync.WaitGroup
+		for rest := jobs; len(rest) > 0; n = sameStripe(rest) {
+			group := rest[:n]
+			rest = rest[n:]
+			wg.Go(func() { c.readStripe(ctx, group, total, final) })
+		}
+		wg.Wait()
+	} else if n > 0 {
+		c.readStripe(ctx, jobs, total, final)
 	}
-	errs[0] = c.readShard(ctx, &jobs[0], final)
-	wg.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return err
+	for i := range jobs {
+		if jobs[i].err != nil {
+			return jobs[i].err
 		}
 	}
 	return nil
+}
+
+// sameStripe is how many of the reads, from the first on, are of its stripe.
+func sameStripe(jobs []shardRead) int {
+	n := 0
+	for n < len(jobs) && jobs[n].x == jobs[0].x {
+		n++
+	}
+	return n
+}
+
+// readStripe does the reads of one stripe, part of a read of total bytes, and notes
+// with each how it went.
+func (c *Client) readStripe(ctx context.Context, jobs []shardRead, total int, final bool) {
+	if c.readsWhole(jobs, total, final) && c.readWhole(ctx, jobs) {
+		return
+	}
+	for i := range jobs {
+		c.prepare(&jobs[i])
+	}
+	if len(jobs) > 1 {
+		s := newStripeRead(ctx, c, jobs)
+		var wg sync.WaitGroup
+		for i := range jobs[1:] {
+			wg.Go(func() { jobs[i+1].err = c.readShard(ctx, &jobs[i+1], final) })
+		}
+		jobs[0].err = c.readShard(ctx, &jobs[0], final)
+		wg.Wait()
+		s.end()
+		return
+	}
+	j := &jobs[0]
+	j.err = c.readShard(ctx, j, final)
+	if j.stripe != nil {
+		j.stripe.end()
+		return
+	}
+	c.freePart(&j.part)
 }
 
 // readShard reads a range of a shard, in place where it is whole blocks.
 func (c *Client) readShard(ctx context.Context, j *shardRead, final bool) error {
 	if j.g == nil {
+		j.settle(partLost, nil)
 		if err := c.refreshMap(ctx); err != nil {
 			return err
 		}
 		return cfs.E("read", cfs.Unavailable, errGone)
 	}
-	into := j.p
-	if uint32(len(into)) != j.r.Len {
-		into = c.scratch.get(int(j.r.Len))
-		defer c.scratch.put(into)
-	}
-	err := c.fetch(ctx, j.g, j.x.Stripe, j.r.Shard, j.r, into, false)
-	if errors.Is(err, errGone) && !final {
-		return err
-	}
+	err := c.fetchHedged(ctx, j, final)
 	if err != nil {
+		j.settle(partLost, err)
+		if errors.Is(err, errGone) && !final {
+			return err
+		}
 		c.log.Debug("shard not read: reconstructing it", "stripe", j.x.Stripe, "shard", j.r.Shard, "err", err)
-		if err = c.reconstruct(ctx, j, into, err, final); err != nil {
+		if err = c.reconstruct(ctx, j, err, final); err != nil {
 			return err
 		}
 	}
-	if uint32(len(j.p)) != j.r.Len {
-		copy(j.p, j.r.Wanted(into))
+	j.settle(partHave, nil)
+	if j.part.scratch {
+		copy(j.p, j.r.Wanted(j.part.b))
 	}
 	return nil
-}
-
-// fetch reads the blocks of range r from a shard and checks each against its
-// CRC32C. Devices that are not up, or have just failed, are not asked but with anyDevice.
-func (c *Client) fetch(ctx context.Context, g *cfs.PG, id cfs.StripeID, shard int, r ec.ShardRange, into []byte, anyDevice bool) error {
-	device := g.Slots[shard].Device
-	at, ok := c.layout.get().devices[device]
-	if !ok || !anyDevice && (!at.up || c.suspects.has(device)) {
-		return cfs.Errorf("get shard", cfs.Unavailable, "device %v is not up", device)
-	}
-	attempt, cancel := context.WithTimeout(ctx, getAttempt)
-	defer cancel()
-	req := &wirepb.GetShard{Device: uint32(device), Key: shardKey(id, shard), Off: r.Off, Len: r.Len}
-	var reply wirepb.GetShardReply
-	n, err := c.data.Call(attempt, at.addr, wire.OpGetShard, req, nil, &reply, into)
-	switch {
-	case errors.Is(err, cfs.NotFound):
-		return cfs.E("get shard", cfs.NotFound, errGone)
-	case err != nil:
-		if ctx.Err() == nil {
-			c.suspect(device, err)
-		}
-		return err
-	case n != len(into) || len(reply.Crcs) != 4*n/cfs.BlockSize:
-		return cfs.Errorf("get shard", cfs.BadRequest, "%d bytes and %d bytes of checksums for %d bytes", n, len(reply.Crcs), len(into))
-	}
-	if bad := ec.CheckBlockCRCs(reply.Crcs, id, uint8(shard), r.FirstBlock(), into); bad >= 0 {
-		c.stats.crcFailures.Add(1)
-		c.log.Warn("shard is corrupt", "device", device, "stripe", id, "shard", shard, "block", r.FirstBlock()+uint32(bad))
-		return cfs.Errorf("get shard", cfs.Corrupt, "stripe %v shard %d block %d on device %v", id, shard, r.FirstBlock()+uint32(bad), device)
-	}
-	c.stats.shardsFetched.Add(1)
-	c.stats.bytesFetched.Add(uint64(n))
-	return nil
-}
-
-// reconstruct computes a range of a shard, which failed with cause, from the same
-// range of K others. While fewer answer it tries again, then on any device: a node
-// may be restarting, or down in the cluster's opinion only.
-func (c *Client) reconstruct(ctx context.Context, j *shardRead, into []byte, cause error, final bool) error {
-	deadline := time.Now().Add(maxUnreadable)
-	backoff := minBackoff
-	for try := 0; ; try++ {
-		err := c.tryReconstruct(ctx, j, into, try > 0)
-		if err == nil {
-			c.stats.shardsReconstructed.Add(1)
-			return nil
-		}
-		if errors.Is(err, errGone) && !final {
-			return err // the stripe may have been freed
-		}
-		if ctx.Err() != nil {
-			return ctxError("read", ctx)
-		}
-		if time.Now().After(deadline) {
-			return cfs.E("read", cfs.IO, errors.Join(cause, err))
-		}
-		sleep(ctx, backoff)
-		backoff = min(2*backoff, maxBackoff)
-		if err := c.refreshMap(ctx); err != nil {
-			c.log.Debug("map not refreshed", "err", err)
-		}
-		if g := c.layout.get().groups[j.pg]; g != nil {
-			j.g = g
-		}
-		if c.fetch(ctx, j.g, j.x.Stripe, j.r.Shard, j.r, into, true) == nil {
-			return nil
-		}
-	}
-}
-
-// tryReconstruct fetches K other shards, at first K at once and then one more for
-// each that fails.
-func (c *Client) tryReconstruct(ctx context.Context, j *shardRead, into []byte, anyDevice bool) error {
-	geo := j.g.Geometry
-	shards := make([][]byte, geo.Total())
-	var others []int
-	for i := range shards {
-		if i != j.r.Shard {
-			others = append(others, i)
-		}
-	}
-	defer func() {
-		for i, s := range shards {
-			if i != j.r.Shard && s != nil {
-				c.scratch.put(s)
-			}
-		}
-	}()
-	have := 0
-	var failed []error
-	for have < int(geo.K) {
-		need := min(int(geo.K)-have, len(others))
-		if need < int(geo.K)-have {
-			return cfs.E("reconstruct", cfs.Unavailable, errors.Join(failed...))
-		}
-		errs := make([]error, need)
-		var wg sync.WaitGroup
-		for w, i := range others[:need] {
-			wg.Go(func() {
-				b := c.scratch.get(len(into))
-				if errs[w] = c.fetch(ctx, j.g, j.x.Stripe, i, j.r, b, anyDevice); errs[w] != nil {
-					c.scratch.put(b)
-					return
-				}
-				shards[i] = b
-			})
-		}
-		wg.Wait()
-		others = others[need:]
-		for _, err := range errs {
-			if err == nil {
-				have++
-			} else {
-				failed = append(failed, err)
-			}
-		}
-	}
-	codec, err := c.codecs.For(geo)
-	if err != nil {
-		return err
-	}
-	want := make([]bool, geo.Total())
-	want[j.r.Shard] = true
-	shards[j.r.Shard] = into[:0]
-	return codec.Reconstruct(shards, want)
 }

@@ -21,8 +21,9 @@ const (
 	// maxBatchExtents and maxBatchInline bound what one commit carries.
 	maxBatchExtents = 256
 	maxBatchInline  = 1 << 20
-	// maxFullPuts is how often a put is tried in other groups when devices are full.
-	maxFullPuts = 4
+	// spaceWait is how long a put that met a full device waits for groups without it: the
+	// cluster plans them when the device's node has reported it.
+	spaceWait = 3 * time.Second
 )
 
 // put makes a sealed chunk's bytes durable and hands it to the committer.
@@ -78,10 +79,12 @@ func (c *Client) putChunk(ctx context.Context, k *chunk) error {
 // until all its shards are durable. buf has room after the n bytes for padding.
 func (c *Client) putStripe(ctx context.Context, sess *session, buf []byte, n int) (cfs.Extent, cfs.PGEpoch, error) {
 	start := time.Now()
-	full := 0
+	var fullAt time.Time // since when devices are full, and in which version of the map
+	var fullIn uint64
 	backoff := minBackoff
 	for try := 0; ; try++ {
-		g := c.pickGroup(c.layout.get(), n)
+		l := c.layout.get()
+		g := c.pickGroup(l, n)
 		err := error(cfs.E("put", cfs.Unavailable, errNoGroup))
 		if g != nil {
 			id := cfs.StripeID{Session: sess.id, Counter: sess.stripes.take()}
@@ -100,7 +103,10 @@ func (c *Client) putStripe(ctx context.Context, sess *session, buf []byte, n int
 			return cfs.Extent{}, cfs.PGEpoch{}, cfs.E("put", cfs.Closed, ctx.Err())
 		}
 		if errors.Is(err, cfs.NoSpace) {
-			if full++; full >= maxFullPuts {
+			if fullAt.IsZero() || fullIn != l.Version { // the groups may be others
+				fullAt, fullIn = time.Now(), l.Version
+			}
+			if time.Since(fullAt) > c.forSpace || c.spaceless(l) {
 				return cfs.Extent{}, cfs.PGEpoch{}, err
 			}
 		}
@@ -160,7 +166,8 @@ func (c *Client) putShards(ctx context.Context, g *cfs.PG, id cfs.StripeID, buf 
 	defer end()
 	errs := make([]error, len(shards))
 	put := func(i int) {
-		if errs[i] = c.putShard(ctx, g, id, i, shards[i]); errs[i] != nil {
+		errs[i] = c.putShard(ctx, g, id, i, shards[i])
+		if errs[i] != nil && !errors.Is(errs[i], cfs.NoSpace) { // of full devices it is good to know all
 			end() // the stripe is put again whole: nothing waits for its other shards
 		}
 	}
@@ -272,14 +279,14 @@ func (n *inode) commit(batch []*chunk) (cfs.Attr, error) {
 		op.Epochs = append(op.Epochs, k.epochs...)
 		op.Attr.MtimeNS = max(op.Attr.MtimeNS, k.mtimeNS)
 	}
-	return n.commitOp(batch[0].sess, op)
+	return n.commitOp(n.c.ctx, batch[0].sess, op)
 }
 
 // commitOp commits extents in the session that they were put in, in several
 // commands where they replace too many for one.
-func (n *inode) commitOp(s *session, op cfs.Op) (cfs.Attr, error) {
+func (n *inode) commitOp(ctx context.Context, s *session, op cfs.Op) (cfs.Attr, error) {
 	n.c.stats.commits.Add(1)
-	res, _, err := n.c.doIn(n.c.ctx, s, cfs.Cred{}, []cfs.Op{op})
+	res, _, err := n.c.doIn(ctx, s, cfs.Cred{}, []cfs.Op{op})
 	if err == nil {
 		return res[0].Attr, nil
 	}
@@ -294,10 +301,10 @@ func (n *inode) commitOp(s *session, op cfs.Op) (cfs.Attr, error) {
 		mid := x.Off + x.Len/2
 		first.Extents, second.Extents = []cfs.Extent{x.Slice(x.Off, mid)}, []cfs.Extent{x.Slice(mid, x.End())}
 	}
-	if a, err := n.commitOp(s, first); err != nil {
+	if a, err := n.commitOp(ctx, s, first); err != nil {
 		return a, err
 	}
-	return n.commitOp(s, second)
+	return n.commitOp(ctx, s, second)
 }
 
 // committedLocked ends a commit. What was put under an epoch that has passed, or

@@ -62,11 +62,19 @@ type directory interface {
 	Parent() cfs.Ino
 }
 
+// copier copies between open files, both of its own, without moving bytes through
+// the kernel. It is short at the source's end, and where it fails after a part. mask is SetKillPriv
+// where the copy takes set-user-ID and set-group-ID away, else nothing.
+type copier interface {
+	CopyRange(ctx context.Context, src, dst file, srcOff, dstOff, n uint64, mask cfs.SetMask) (uint64, error)
+}
+
 // backend is all of it: a client, or a test's double of one.
 type backend struct {
 	namespace
 	inodes
 	xattrs
+	copier
 }
 
 // clientInodes gives the client's files and listings as the interfaces here.
@@ -93,6 +101,19 @@ func (c clientInodes) OpenDir(ctx context.Context, ino cfs.Ino) (directory, erro
 	return d, nil
 }
 
+// clientCopier copies between the client's files.
+type clientCopier struct{}
+
+// CopyRange copies by reference; see copier.
+func (clientCopier) CopyRange(ctx context.Context, src, dst file, srcOff, dstOff, n uint64, mask cfs.SetMask) (uint64, error) {
+	from, ok := src.(*client.File)
+	to, ok2 := dst.(*client.File)
+	if !ok || !ok2 {
+		return 0, cfs.E("copy range", cfs.Unsupported, nil)
+	}
+	return from.CopyRange(ctx, to, srcOff, dstOff, n, mask)
+}
+
 func clientBackend(c *client.Client) backend {
-	return backend{namespace: c, inodes: clientInodes{c}, xattrs: c}
+	return backend{namespace: c, inodes: clientInodes{c}, xattrs: c, copier: clientCopier{}}
 }

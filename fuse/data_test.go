@@ -266,27 +266,6 @@ func TestConcurrentWriters(t *testing.T) {
 	}
 }
 
-// The kernel copies by itself where copy_file_range is not served.
-func TestCopyFileRange(t *testing.T) {
-	dir, _ := mounted(t, newMemFS())
-	want := pattern(1, 1<<20)
-	check(t, os.WriteFile(dir+"/a", want, 0o644))
-	a, err := os.Open(dir + "/a")
-	check(t, err)
-	defer a.Close()
-	b, err := os.Create(dir + "/b")
-	check(t, err)
-	defer b.Close()
-	for left := len(want); left > 0; {
-		n, err := unix.CopyFileRange(int(a.Fd()), nil, int(b.Fd()), nil, left, 0)
-		check(t, err)
-		left -= n
-	}
-	if got, err := os.ReadFile(dir + "/b"); err != nil || !bytes.Equal(got, want) {
-		t.Errorf("the copy: %d bytes, %v", len(got), err)
-	}
-}
-
 func TestSyncs(t *testing.T) {
 	m := newMemFS()
 	dir, _ := mounted(t, m)

@@ -3,6 +3,7 @@ package fuse
 import (
 	"context"
 	"errors"
+	"math"
 	"sync"
 	"syscall"
 
@@ -293,6 +294,36 @@ func (fs *fileSystem) Fallocate(cancel <-chan struct{}, in *gofuse.FallocateIn) 
 		err = fs.killPriv(r, &in.InHeader, h.ino)
 	}
 	return r.end(err)
+}
+
+// maxCopyBytes is the largest CopyFileRange: the count in its answer has 32 bits.
+const maxCopyBytes = math.MaxUint32 &^ (cfs.BlockSize - 1)
+
+// CopyFileRange is copy_file_range(2) within the mount. The kernel has written back
+// its pages of the source, and drops those of the destination. Where the cluster
+// cannot copy by reference the kernel is told to copy by itself.
+func (fs *fileSystem) CopyFileRange(cancel <-chan struct{}, in *gofuse.CopyFileRangeIn) (uint32, gofuse.Status) {
+	r := fs.begin(opCopyFileRange, cancel, &in.InHeader)
+	src, err := fs.handle(in.FhIn)
+	if err != nil {
+		return 0, r.end(err)
+	}
+	dst, err := fs.handle(in.FhOut)
+	if err != nil {
+		return 0, r.end(err)
+	}
+	if in.Flags != 0 {
+		return 0, r.end(cfs.Errorf("copy_file_range", cfs.Invalid, "flags %#x", in.Flags))
+	}
+	var mask cfs.SetMask
+	if in.Uid != 0 { // as in Fallocate
+		mask = cfs.SetKillPriv
+	}
+	n, err := fs.CopyRange(r, src.file, dst.file, in.OffIn, in.OffOut, min(in.Len, maxCopyBytes), mask)
+	if cfs.KindOf(err) == cfs.InlineFull {
+		err = cfs.E("copy_file_range", cfs.Unsupported, err)
+	}
+	return uint32(n), r.end(err)
 }
 
 // Lseek is SEEK_DATA and SEEK_HOLE; the kernel does the others. ENXIO at and

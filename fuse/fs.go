@@ -22,8 +22,8 @@ const (
 
 // fileSystem is the kernel's requests as calls of the client. What it does not
 // implement answers ENOSYS, which the kernel remembers: access (the kernel checks
-// permissions), locks (the kernel keeps them, for this mount alone), ioctl,
-// tmpfile, and copy_file_range, for which the kernel then copies by itself.
+// permissions), locks (the kernel keeps them, for this mount alone), ioctl and
+// tmpfile.
 type fileSystem struct {
 	gofuse.RawFileSystem
 	backend

@@ -42,7 +42,7 @@ func newMemFS() *memFS {
 	return m
 }
 
-func (m *memFS) backend() backend { return backend{namespace: m, inodes: m, xattrs: m} }
+func (m *memFS) backend() backend { return backend{namespace: m, inodes: m, xattrs: m, copier: m} }
 
 // enter counts a call, runs the hook and takes the lock.
 func (m *memFS) enter(ctx context.Context, call string, ino cfs.Ino) error {
@@ -321,6 +321,13 @@ func (m *memFS) GetAttr(ctx context.Context, ino cfs.Ino) (cfs.Attr, error) {
 	return n.attr, nil
 }
 
+func (n *memNode) killPriv() {
+	n.attr.Mode &^= cfs.ModeSetuid
+	if n.attr.Mode&0o010 != 0 {
+		n.attr.Mode &^= cfs.ModeSetgid
+	}
+}
+
 func (m *memFS) SetAttr(ctx context.Context, _ cfs.Cred, ino cfs.Ino, mask cfs.SetMask, want cfs.Attr) (cfs.Attr, error) {
 	if err := m.enter(ctx, "setattr", ino); err != nil {
 		return cfs.Attr{}, err
@@ -337,10 +344,7 @@ func (m *memFS) SetAttr(ctx context.Context, _ cfs.Cred, ino cfs.Ino, mask cfs.S
 	}
 	n.changed(has(cfs.SetSize))
 	if has(cfs.SetKillPriv) {
-		n.attr.Mode &^= cfs.ModeSetuid
-		if n.attr.Mode&0o010 != 0 {
-			n.attr.Mode &^= cfs.ModeSetgid
-		}
+		n.killPriv()
 	}
 	if has(cfs.SetMode) {
 		n.attr.Mode = n.attr.Mode&cfs.ModeType | want.Mode

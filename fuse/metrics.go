@@ -36,6 +36,7 @@ const (
 	opFsync
 	opRelease
 	opFallocate
+	opCopyFileRange
 	opLseek
 	opOpenDir
 	opReadDir
@@ -50,7 +51,7 @@ const (
 var opNames = [opEnd]string{
 	"lookup", "getattr", "setattr", "statx", "mknod", "mkdir", "unlink", "rmdir", "rename", "link", "symlink", "readlink",
 	"getxattr", "listxattr", "setxattr", "removexattr", "create", "open", "read", "write", "flush", "fsync", "release",
-	"fallocate", "lseek", "opendir", "readdir", "readdirplus", "releasedir", "fsyncdir", "statfs",
+	"fallocate", "copy_file_range", "lseek", "opendir", "readdir", "readdirplus", "releasedir", "fsyncdir", "statfs",
 }
 
 // Metrics are the counters and histograms of a mount, named claudefs_fuse_*.

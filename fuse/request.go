@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -46,6 +47,7 @@ type request struct {
 	mu       sync.Mutex
 	done     chan struct{} // made by the first call of Done
 	finished chan struct{} // made with done; closed by end
+	after    []*func()     // called in goroutines of their own when done is closed
 }
 
 var _ context.Context = (*request)(nil)
@@ -122,9 +124,38 @@ func (r *request) Done() <-chan struct{} {
 // watch closes done when the request is to be given up, and returns at the
 // latest when it is finished.
 func (r *request) watch(done chan<- struct{}, finished <-chan struct{}) {
-	if r.wait(finished) {
-		r.dead.Store(true)
-		close(done)
+	if !r.wait(finished) {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.dead.Store(true)
+	close(done)
+	for _, f := range r.after {
+		go (*f)()
+	}
+	r.after = nil
+}
+
+// AfterFunc is what package context looks for in a parent: without it each context that
+// is made of a request costs a goroutine.
+func (r *request) AfterFunc(f func()) (stop func() bool) {
+	r.Done()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.dead.Load() {
+		go f()
+		return func() bool { return false }
+	}
+	r.after = append(r.after, &f)
+	return func() bool {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		i := slices.Index(r.after, &f)
+		if i >= 0 {
+			r.after = slices.Delete(r.after, i, i+1)
+		}
+		return i >= 0
 	}
 }
 

@@ -209,3 +209,35 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 }
+
+// TestContextsOfARequest end with it, leave nothing behind, and have no goroutine each.
+func TestContextsOfARequest(t *testing.T) {
+	fs := &fileSystem{stop: make(chan struct{})}
+	r := fs.begin(opRead, nil, &gofuse.InHeader{})
+	var all []context.Context
+	for i := range 100 {
+		ctx, cancel := context.WithCancel(r)
+		if i%2 == 0 {
+			cancel()
+			continue
+		}
+		defer cancel()
+		all = append(all, ctx)
+	}
+	if len(r.after) != len(all) {
+		t.Errorf("%d contexts are known, of %d", len(r.after), len(all))
+	}
+	close(fs.stop)
+	for _, ctx := range all {
+		<-ctx.Done()
+		if !errors.Is(ctx.Err(), context.Canceled) {
+			t.Error(ctx.Err())
+		}
+	}
+	ctx, cancel := context.WithCancel(r)
+	defer cancel()
+	<-ctx.Done()
+	if len(r.after) != 0 {
+		t.Errorf("%d contexts are left", len(r.after))
+	}
+}
