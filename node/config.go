@@ -43,9 +43,22 @@ type Config struct {
 	// ScrubBytesPerSecond bounds what is read of each device to compare its shards with
 	// their checksums, once in store.DefaultScrubPause; 0 turns that off.
 	ScrubBytesPerSecond int64
+	// RestripeBytesPerSecond bounds what is read and written to restripe files, by the node
+	// that leads; 0 turns that off.
+	RestripeBytesPerSecond int64
+	// RestripeAge is how long a file must not have changed before it is restriped, and how
+	// long restriping rests when nothing is to be done; 0 for the client's defaults.
+	RestripeAge time.Duration
+	// ReclaimInterval is the least time between two comparisons of each device's shards with the
+	// stripe table, which is longer where they take long; 0 for store.DefaultReclaimInterval.
+	ReclaimInterval time.Duration
+	// OutAfter is how long a device is down before its shards are made anew elsewhere; 0 for the default.
+	OutAfter time.Duration
 	// ClockOffset is added to every reading of the wall clock, for tests.
 	ClockOffset time.Duration
-	Logger      *slog.Logger // nil discards
+	// ReadDelay says how long the answer to a read of a shard is held back, for tests; nil: not at all.
+	ReadDelay func() time.Duration
+	Logger    *slog.Logger // nil discards
 }
 
 // CheckClusterID refuses what cannot be a cluster's id: 1 to 63 characters of [A-Za-z0-9._-].
@@ -108,6 +121,15 @@ func (c *Config) check() error {
 	}
 	if c.ScrubBytesPerSecond < 0 {
 		return cfs.Errorf("scrub rate", cfs.Usage, "%d bytes a second, want 0 or more", c.ScrubBytesPerSecond)
+	}
+	if c.RestripeBytesPerSecond < 0 {
+		return cfs.Errorf("restripe rate", cfs.Usage, "%d bytes a second, want 0 or more", c.RestripeBytesPerSecond)
+	}
+	if c.ReclaimInterval < 0 {
+		return cfs.Errorf("reclaim interval", cfs.Usage, "%s, want 0 or more", c.ReclaimInterval)
+	}
+	if c.OutAfter < 0 {
+		return cfs.Errorf("time until out", cfs.Usage, "%s, want 0 or more", c.OutAfter)
 	}
 	return c.checkSeeds()
 }

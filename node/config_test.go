@@ -43,7 +43,10 @@ func TestConfigCheck(t *testing.T) {
 		{"advertises another", func(c *Config) { c.Advertise = "127.0.0.1:9403" }, "not that of node 2"},
 		{"port too large", func(c *Config) { c.Seeds[0] = "127.0.0.1:70000" }, "seed nodes"},
 		{"a seed twice", func(c *Config) { c.Seeds[0] = c.Seeds[2] }, "given twice"},
+		{"restripe rate", func(c *Config) { c.RestripeBytesPerSecond = -1 }, "restripe rate"},
 		{"scrub rate", func(c *Config) { c.ScrubBytesPerSecond = -1 }, "scrub rate"},
+		{"reclaim interval", func(c *Config) { c.ReclaimInterval = -1 }, "reclaim interval"},
+		{"out after", func(c *Config) { c.OutAfter = -1 }, "time until out"},
 		{"metrics", func(c *Config) { c.Metrics = "nine" }, "metrics address"},
 	} {
 		cfg := goodConfig()

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"syscall"
 
 	"github.com/claudefs/claudefs/cfs"
@@ -36,6 +37,8 @@ type deviceEntry struct {
 	Slot uint16 `json:"slot"`
 	UUID string `json:"uuid"`
 	Path string `json:"path"`
+	// Added says that it was added while the node ran: the next start opens it though it is not told to.
+	Added bool `json:"added,omitempty"`
 }
 
 // byPath finds the slot that was last seen at a path.
@@ -46,6 +49,30 @@ func (s *state) byPath(path string) *deviceEntry {
 		}
 	}
 	return nil
+}
+
+// added is the paths of devices that were added and that the configuration does not name.
+func (s *state) added(cfg *Config) []string {
+	var paths []string
+	for _, e := range s.Devices {
+		named := slices.ContainsFunc(cfg.Devices, func(p string) bool {
+			abs, err := filepath.Abs(p)
+			return err == nil && abs == e.Path
+		})
+		if e.Added && !named {
+			paths = append(paths, e.Path)
+		}
+	}
+	return paths
+}
+
+// leave makes the next start open a slot's device only if it is told to.
+func (s *state) leave(slot uint16) {
+	for i := range s.Devices {
+		if s.Devices[i].Slot == slot {
+			s.Devices[i].Added = false
+		}
+	}
 }
 
 // set records what is in a slot; the slot counts as given out from then on. A

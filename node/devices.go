@@ -4,20 +4,25 @@ import (
 	"crypto/rand"
 	"errors"
 	"path/filepath"
+	"slices"
+	"sync"
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/iopath"
 	"github.com/claudefs/claudefs/nvme"
+	"github.com/claudefs/claudefs/store"
 )
 
 // The arena is the sum of what uses it at a time; who finds it empty waits,
-// which stops the reading of sockets.
+// which stops the reading of sockets. The mender's part and that of the logs come on top.
 const (
 	// putBytes are shards between socket and device: 64 of the largest.
 	putBytes = 64 * (cfs.MaxShardSize + iopath.Headroom)
 	// getBytes are shards between device and socket: 64 of the largest.
 	getBytes = 64 * (cfs.MaxShardSize + iopath.Headroom)
 
+	// spareDevices bounds the devices that can be added while the node runs: there is memory for their logs.
+	spareDevices = 8
 	// ringEntries bounds the requests that one device has in the kernel at a time.
 	ringEntries = 256
 )
@@ -25,10 +30,11 @@ const (
 // deviceSet is the node's devices, opened, and the memory and rings they use.
 type deviceSet struct {
 	arena  *iopath.Arena
-	logs   map[cfs.DeviceID]*nvme.Log
-	uuids  map[cfs.DeviceID]cfs.UUID
-	failed []failedDevice
-	opened []*candidate
+	room   int            // devices that the arena has memory for
+	failed []failedDevice // at the start
+
+	mu     sync.Mutex
+	opened []*candidate // those without a log are being looked at
 }
 
 // failedDevice is a device that belongs to the node and that it runs without.
@@ -40,49 +46,54 @@ type failedDevice struct {
 // candidate is a device that has been opened and looked at.
 type candidate struct {
 	path  string
+	added bool // while a node ran, and not named by the command line
 	ring  *iopath.Ring
 	dev   nvme.Device
 	sb    nvme.Superblock
-	blank bool // to be formatted
-	force bool // whatever it holds
+	blank bool      // to be formatted
+	force bool      // whatever it holds
+	made  bool      // has been formatted now
+	log   *nvme.Log // nil before it is opened
 }
 
 // openDevices opens all devices, formats the blank ones and opens their logs.
 // It looks at all of them before it changes any. A device that the node has had
 // before and that does not open now is left out with a log line; any other that
 // does not open, and any that belongs to somebody else, is refused.
+// Devices that were added while the node ran are opened too: nobody has named
+// them now, so whatever is wrong with one, it is left out.
 func openDevices(cfg *Config, dir *dataDir) (*deviceSet, error) {
-	arena, err := iopath.NewArena(putBytes + getBytes + len(cfg.Devices)*nvme.LogArenaBytes)
+	added := dir.state.added(cfg)
+	room := len(cfg.Devices) + len(added) + spareDevices
+	arena, err := iopath.NewArena(putBytes + getBytes + store.MendArenaBytes + room*nvme.LogArenaBytes)
 	if err != nil {
 		return nil, err
 	}
-	s := &deviceSet{arena: arena, logs: map[cfs.DeviceID]*nvme.Log{}, uuids: map[cfs.DeviceID]cfs.UUID{}}
-	err = s.openAll(cfg, dir)
+	s := &deviceSet{arena: arena, room: room}
+	err = s.openAll(cfg, dir, added)
 	if err != nil {
 		return nil, errors.Join(err, s.close())
 	}
 	return s, nil
 }
 
-func (s *deviceSet) openAll(cfg *Config, dir *dataDir) error {
+func (s *deviceSet) openAll(cfg *Config, dir *dataDir, added []string) error {
 	var found []*candidate
-	for _, path := range cfg.Devices {
+	for i, path := range slices.Concat(cfg.Devices, added) {
+		named := i < len(cfg.Devices)
 		abs, err := filepath.Abs(path)
 		if err != nil {
 			return cfs.E("device "+path, cfs.KindOf(err), err)
 		}
-		c, err := s.open(cfg, abs)
-		if c != nil {
-			s.opened = append(s.opened, c)
-		}
-		if err == nil {
-			err = c.belongs(cfg, dir)
-		}
+		c, err := s.look(cfg, dir, abs)
 		switch {
-		case err == nil:
+		case err == nil && (named || !c.blank):
+			c.added = !named
 			found = append(found, c)
-		case dir.state.byPath(abs) != nil && mayBeMissing(err):
-			s.fail(cfg, abs, err)
+		case err == nil: // what was here is not, and nobody asks for what is here now
+			s.fail(cfg, c, abs, cfs.Errorf("device "+abs, cfs.NotFound, "it is blank"))
+		case !named || dir.state.byPath(abs) != nil && mayBeMissing(err):
+			s.fail(cfg, c, abs, err)
 		default:
 			return err
 		}
@@ -90,26 +101,134 @@ func (s *deviceSet) openAll(cfg *Config, dir *dataDir) error {
 	if err := refuseTwins(found); err != nil {
 		return err
 	}
-	if err := s.format(cfg, dir, found); err != nil {
+	if err := format(cfg, dir, found); err != nil {
 		return err
 	}
+	opened := 0
 	for _, c := range found {
-		log, err := nvme.OpenLog(c.dev, s.arena, nvme.LogOptions{Logger: cfg.Logger})
-		if err != nil {
-			s.fail(cfg, c.path, err)
+		if err := s.start(cfg, c); err != nil {
+			s.fail(cfg, c, c.path, err)
 			continue
 		}
-		s.logs[c.sb.Device], s.uuids[c.sb.Device] = log, c.sb.UUID
-		cfg.Logger.Info("device opened", "device", c.sb.Device.String(), "path", c.path, "records", log.Stats().Records)
+		opened++
 	}
-	if len(s.logs) == 0 {
+	if opened == 0 {
 		return s.failed[len(s.failed)-1].err
 	}
 	return nil
 }
 
-// fail notes that the node runs without a device.
-func (s *deviceSet) fail(cfg *Config, path string, err error) {
+// look opens a device and says whether it is, or can be made, one of the node's. The
+// candidate is returned with an error too when there is something to close.
+func (s *deviceSet) look(cfg *Config, dir *dataDir, abs string) (*candidate, error) {
+	c, err := s.open(cfg, abs)
+	if c != nil {
+		s.mu.Lock()
+		s.opened = append(s.opened, c)
+		s.mu.Unlock()
+	}
+	if err != nil {
+		return c, err
+	}
+	return c, c.belongs(cfg, dir)
+}
+
+// start opens the log of a device that is formatted.
+func (s *deviceSet) start(cfg *Config, c *candidate) error {
+	log, err := nvme.OpenLog(c.dev, s.arena, nvme.LogOptions{Logger: cfg.Logger})
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	c.log = log
+	s.mu.Unlock()
+	cfg.Logger.Info("device opened", "device", c.sb.Device.String(), "path", c.path, "records", log.Stats().Records)
+	return nil
+}
+
+// add opens one more device, and formats it when it is blank, under the rules of the start. One that the
+// cluster has removed is refused, or with force formatted as another if nothing needs what it holds.
+func (s *deviceSet) add(cfg *Config, dir *dataDir, path string, m *cfs.Map) (*candidate, error) {
+	op := "add device " + path
+	abs, err := filepath.Abs(path)
+	if err != nil || path == "" {
+		return nil, cfs.Errorf(op, cfs.Invalid, "%q is not a path", path)
+	}
+	s.mu.Lock()
+	open := slices.Clone(s.opened)
+	s.mu.Unlock()
+	if len(open) >= min(s.room, maxDevices) {
+		return nil, cfs.Errorf(op, cfs.NoSpace, "the node has %d devices, and memory for no more until it is started anew", len(open))
+	}
+	if slices.ContainsFunc(open, func(o *candidate) bool { return o.path == abs }) {
+		return nil, cfs.Errorf(op, cfs.Busy, "this node has it already")
+	}
+	c, err := s.look(cfg, dir, abs)
+	if err == nil && !c.blank && removed(m, c.sb.Device) {
+		switch {
+		case !cfg.Force:
+			err = cfs.Errorf(op, cfs.Exists, "it is device %s, which was removed from the cluster: by force it is formatted, and becomes another", c.sb.Device)
+		case !needless(m, c.sb.Device):
+			err = cfs.Errorf(op, cfs.Invalid, "groups still need it: it is device %s, which was removed from the cluster, and what it had is not everywhere else yet", c.sb.Device)
+		default:
+			c.blank, c.force = true, true
+			err = c.formattable(cfg)
+		}
+	}
+	if err == nil {
+		err = refuseTwins(append(open, c))
+	}
+	if err == nil {
+		c.added = true
+		err = format(cfg, dir, []*candidate{c})
+	}
+	if err == nil {
+		err = s.start(cfg, c)
+	}
+	if err != nil && c != nil {
+		return nil, errors.Join(err, s.drop(c))
+	}
+	return c, err
+}
+
+// drop closes a device and forgets it.
+func (s *deviceSet) drop(c *candidate) error {
+	s.mu.Lock()
+	s.opened = slices.DeleteFunc(s.opened, func(o *candidate) bool { return o == c })
+	s.mu.Unlock()
+	return c.close()
+}
+
+// find is a device that is open, nil for another.
+func (s *deviceSet) find(id cfs.DeviceID) *candidate {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, c := range s.opened {
+		if c.log != nil && c.sb.Device == id {
+			return c
+		}
+	}
+	return nil
+}
+
+// logs are those of the devices that are open.
+func (s *deviceSet) logs() map[cfs.DeviceID]*nvme.Log {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	logs := map[cfs.DeviceID]*nvme.Log{}
+	for _, c := range s.opened {
+		if c.log != nil {
+			logs[c.sb.Device] = c.log
+		}
+	}
+	return logs
+}
+
+// fail notes that the node runs without a device, and closes it.
+func (s *deviceSet) fail(cfg *Config, c *candidate, path string, err error) {
+	if c != nil {
+		err = errors.Join(err, s.drop(c))
+	}
 	cfg.Logger.Error("a device does not open: going on without it", "path", path, "err", err)
 	s.failed = append(s.failed, failedDevice{path: path, err: err})
 }
@@ -210,11 +329,11 @@ func refuseTwins(found []*candidate) error {
 
 // format gives the blank devices their slots, records all slots durably, and
 // only then writes superblocks: a crash between leaves a slot unused for ever.
-func (s *deviceSet) format(cfg *Config, dir *dataDir, found []*candidate) error {
+func format(cfg *Config, dir *dataDir, found []*candidate) error {
 	for _, c := range found {
 		// Before any slot is given out: node.json may have been lost.
 		if !c.blank {
-			dir.state.set(deviceEntry{Slot: c.sb.Device.Slot(), UUID: c.sb.UUID.String(), Path: c.path})
+			dir.state.set(deviceEntry{Slot: c.sb.Device.Slot(), UUID: c.sb.UUID.String(), Path: c.path, Added: c.added})
 		}
 	}
 	for _, c := range found {
@@ -229,7 +348,7 @@ func (s *deviceSet) format(cfg *Config, dir *dataDir, found []*candidate) error 
 		c.sb = nvme.Superblock{
 			ClusterID: cfg.ClusterID, Device: cfs.MakeDeviceID(cfg.NodeID, slot), UUID: uuid, SegmentBytes: cfg.SegmentBytes,
 		}
-		dir.state.set(deviceEntry{Slot: slot, UUID: c.sb.UUID.String(), Path: c.path})
+		dir.state.set(deviceEntry{Slot: slot, UUID: c.sb.UUID.String(), Path: c.path, Added: c.added})
 	}
 	if err := dir.save(); err != nil {
 		return err
@@ -241,22 +360,29 @@ func (s *deviceSet) format(cfg *Config, dir *dataDir, found []*candidate) error 
 		if err := nvme.Format(c.dev, c.sb, c.force); err != nil {
 			return err
 		}
+		c.blank, c.made = false, true
 		cfg.Logger.Info("device formatted", "device", c.sb.Device.String(), "path", c.path)
 	}
 	return nil
 }
 
-// close closes logs, devices, rings and memory, in this order.
+// close closes a device from the log down.
+func (c *candidate) close() error {
+	var errs []error
+	if c.log != nil {
+		errs = append(errs, c.log.Close())
+	}
+	if c.dev != nil {
+		errs = append(errs, c.dev.Close())
+	}
+	return errors.Join(append(errs, c.ring.Close())...)
+}
+
+// close closes all devices, and then the memory.
 func (s *deviceSet) close() error {
 	var errs []error
-	for _, log := range s.logs {
-		errs = append(errs, log.Close())
-	}
 	for _, c := range s.opened {
-		if c.dev != nil {
-			errs = append(errs, c.dev.Close())
-		}
-		errs = append(errs, c.ring.Close())
+		errs = append(errs, c.close())
 	}
 	return errors.Join(append(errs, s.arena.Close())...)
 }

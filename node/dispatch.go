@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"time"
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/raftmeta"
@@ -11,17 +12,40 @@ import (
 
 // dispatch is the wire.Handler that joins the services.
 type dispatch struct {
+	node  *Node
 	store *store.Store
 	raft  *raftmeta.Node
+	delay func() time.Duration // Config.ReadDelay
 }
 
 // Serve hands a request to the service whose it is.
 func (d *dispatch) Serve(ctx context.Context, r *wire.Request) (wire.Response, error) {
 	switch r.Op {
-	case wire.OpPutShard, wire.OpGetShard, wire.OpDeleteShards, wire.OpListShards:
+	case wire.OpGetShard:
+		resp, err := d.store.Serve(ctx, r)
+		d.holdBack(ctx)
+		return resp, err
+	case wire.OpPutShard, wire.OpDeleteShards, wire.OpListShards, wire.OpReportShard:
 		return d.store.Serve(ctx, r)
+	case wire.OpInspect:
+		return wire.Response{Body: d.node.inspect()}, nil
+	case wire.OpAdmin:
+		return d.node.admin(ctx, r)
 	}
 	return d.raft.Serve(ctx, r)
+}
+
+// holdBack waits as long as an answer is to be late, unless nobody waits for it any more.
+func (d *dispatch) holdBack(ctx context.Context) {
+	if d.delay == nil {
+		return
+	}
+	if late := d.delay(); late > 0 {
+		select {
+		case <-ctx.Done():
+		case <-time.After(late):
+		}
+	}
 }
 
 // Receive takes one-way frames: the voters' messages.

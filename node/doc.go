@@ -12,12 +12,26 @@
 // in which slot; a slot is never used twice), the replica's state, and node.sock,
 // the same service for processes of this machine.
 //
-// Three goroutines work beside the requests: the heartbeat tells the leader that
-// the node and its devices live, the feed deletes the shards of stripes that
-// nothing references any more, and the metrics server answers /metrics and
-// /healthz. Close ends them first, then the replica (which hands its leadership
+// Beside the requests, the heartbeat tells the leader that the node and its devices
+// live, the feed deletes the shards of stripes that nothing references any more, the
+// store scrubs and mends, the restriper, while the node leads, writes files anew
+// whose extents could lie better (it is a client of its own cluster, by node.sock),
+// and the metrics server answers /metrics and /healthz. Close ends them first, then the replica (which hands its leadership
 // over), requests, the logs, the devices, the memory: nothing is closed while
 // something above may use it.
 //
-// Start at node.go, then devices.go.
+// # Devices that come and go
+//
+// A device is added while the node runs ([wire.VerbDeviceAdd]) by the functions and under the rules
+// of the start. There is memory for a bounded number of them; the next start
+// opens them too, and makes room for as many again. An administrator who adds a device
+// need not change the command line, but can: it is the same device.
+//
+// A device that the cluster has removed (its state is out) stays open for as long as a slot of
+// a group has it, or is filled from it. Then the node closes it and says so in
+// its log, and it can be taken off the command line and out of the machine. While it
+// is named there, the next start opens it, or goes on without it if it is broken, and closes it again.
+// It comes back only when it is added by force, which formats it: as another device, in another slot.
+//
+// Start at node.go, then devices.go and admin.go.
 package node

@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"github.com/claudefs/claudefs/cfs"
-	"github.com/claudefs/claudefs/wire"
-	"github.com/claudefs/claudefs/wire/wirepb"
 )
 
 const (
@@ -32,6 +30,21 @@ func newFeed(stored map[cfs.DeviceID]uint64) *feed {
 	return &feed{pos: stored, told: map[cfs.DeviceID]uint64{}}
 }
 
+// add follows the feed for another device, from the position that it has stored.
+func (f *feed) add(id cfs.DeviceID, stored uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.pos[id] = stored
+}
+
+// remove leaves a device out from now on.
+func (f *feed) remove(id cfs.DeviceID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.pos, id)
+	delete(f.told, id)
+}
+
 // position is how far a device has come.
 func (f *feed) position(id cfs.DeviceID) uint64 {
 	f.mu.Lock()
@@ -40,10 +53,11 @@ func (f *feed) position(id cfs.DeviceID) uint64 {
 }
 
 // adopt takes over positions that the cluster has recorded, where they are
-// ahead, and returns how many of the devices the cluster knows.
-func (f *feed) adopt(m *cfs.Map) (known int) {
+// ahead, and reports whether the cluster knows all of the devices.
+func (f *feed) adopt(m *cfs.Map) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	known := 0
 	for i := range m.Devices {
 		d := &m.Devices[i]
 		if old, ours := f.pos[d.ID]; ours {
@@ -52,7 +66,7 @@ func (f *feed) adopt(m *cfs.Map) (known int) {
 			known++
 		}
 	}
-	return known
+	return known == len(f.pos)
 }
 
 // least is the position that every device has reached.
@@ -85,7 +99,9 @@ func (f *feed) tell(id cfs.DeviceID, pos uint64) {
 func (f *feed) advance(id cfs.DeviceID, pos uint64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.pos[id] = max(f.pos[id], pos)
+	if old, ours := f.pos[id]; ours {
+		f.pos[id] = max(old, pos)
+	}
 }
 
 // followFeed deletes the shards of freed stripes until ctx ends.
@@ -107,7 +123,7 @@ func (n *Node) followFeed(ctx context.Context) {
 // drainFeed follows the feed to its end, then records how far it came. It does
 // nothing before the cluster knows all the node's devices.
 func (n *Node) drainFeed(ctx context.Context) error {
-	if n.feed.adopt(n.raft.Map()) < len(n.devices.logs) {
+	if !n.feed.adopt(n.raft.Map()) {
 		return nil
 	}
 	for more := true; more; {
@@ -130,13 +146,9 @@ func (n *Node) feedDone(ctx context.Context, id cfs.DeviceID) error {
 	if !n.feed.untold(id, pos) {
 		return nil
 	}
-	cmd := wire.CommandToPB(&cfs.Command{Ops: []cfs.Op{{Kind: cfs.OpFeedDone, Device: cfs.Device{ID: id, FeedPos: pos}}}})
-	var pb wirepb.Reply
-	if err := n.leader.call(ctx, wire.OpCommand, cmd, &pb); err != nil {
+	op := cfs.Op{Kind: cfs.OpFeedDone, Device: cfs.Device{ID: id, FeedPos: pos}}
+	if err := n.propose(ctx, "record the feed position of "+id.String(), op); err != nil {
 		return err
-	}
-	if kind := cfs.Kind(pb.Kind); kind != cfs.KindOK {
-		return cfs.E("record the feed position of "+id.String(), kind, nil)
 	}
 	n.feed.tell(id, pos)
 	return nil
@@ -144,12 +156,7 @@ func (n *Node) feedDone(ctx context.Context, id cfs.DeviceID) error {
 
 // feedOnce deletes what one answer of the feed names; more says that it goes on.
 func (n *Node) feedOnce(ctx context.Context) (more bool, err error) {
-	query := wire.QueryToPB(&cfs.Query{Kind: cfs.QueryFeed, Off: n.feed.least(), Limit: feedBatch})
-	var pb wirepb.Answer
-	if err := n.leader.call(ctx, wire.OpQuery, query, &pb); err != nil {
-		return false, err
-	}
-	ans, err := wire.AnswerFromPB(&pb)
+	ans, err := n.ask(ctx, &cfs.Query{Kind: cfs.QueryFeed, Off: n.feed.least(), Limit: feedBatch})
 	if err != nil {
 		return false, err
 	}
@@ -159,9 +166,8 @@ func (n *Node) feedOnce(ctx context.Context) (more bool, err error) {
 	if len(ans.Freed) == 0 {
 		return false, nil
 	}
-	if first := ans.Freed[0].Pos; first > n.feed.least()+1 {
-		n.log.Error("the delete feed went on without this node: shards freed meanwhile stay on its devices",
-			"from", n.feed.least()+1, "to", first-1)
+	if err := n.bridgeGap(ctx, ans.Freed[0].Pos); err != nil {
+		return false, err
 	}
 	last := ans.Freed[len(ans.Freed)-1].Pos
 	stripes := make([]cfs.StripeID, 0, len(ans.Freed))
@@ -178,4 +184,26 @@ func (n *Node) feedOnce(ctx context.Context) (more bool, err error) {
 		n.feed.advance(id, last)
 	}
 	return ans.More, nil
+}
+
+// bridgeGap brings every device to the start of what the feed still has. Where the feed has gone on
+// without a device, all that it holds is compared with the stripe table instead: what was freed meanwhile is
+// not there any more.
+func (n *Node) bridgeGap(ctx context.Context, first uint64) error {
+	for _, id := range n.store.Devices() {
+		pos := n.feed.position(id)
+		if first <= pos+1 {
+			continue
+		}
+		n.log.Warn("the delete feed went on without a device: its shards are compared with the stripe table",
+			"device", id.String(), "from", pos+1, "to", first-1)
+		if err := n.store.Reclaim(ctx, id); err != nil {
+			return err
+		}
+		if _, err := n.store.DeleteFreed(id, nil, first-1); err != nil {
+			return err
+		}
+		n.feed.advance(id, first-1)
+	}
+	return nil
 }

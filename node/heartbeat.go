@@ -58,6 +58,7 @@ func (n *Node) heartbeat() *wirepb.Heartbeat {
 	hb := &wirepb.Heartbeat{
 		Node:       &wirepb.Node{Id: uint32(n.cfg.NodeID), Addr: n.addr, State: uint32(cfs.StateUp)},
 		MapVersion: n.raft.Map().Version,
+		Fills:      n.store.Fills(),
 	}
 	for _, id := range n.store.Devices() {
 		stats, _ := n.store.Stats(id)
@@ -65,10 +66,14 @@ func (n *Node) heartbeat() *wirepb.Heartbeat {
 		if stats.Failed {
 			state = cfs.StateDown
 		}
-		uuid := n.devices.uuids[id]
+		c := n.devices.find(id)
+		if c == nil {
+			continue // it is being closed
+		}
 		hb.Devices = append(hb.Devices, &wirepb.Device{
-			Id: uint32(id), Uuid: uuid[:], State: uint32(state),
+			Id: uint32(id), Uuid: c.sb.UUID[:], State: uint32(state),
 			Capacity: uint64(stats.CapacityBytes), Used: uint64(stats.UsedBytes), FeedPos: n.store.FeedPosition(id),
+			Full: n.store.Full(id),
 		})
 	}
 	return hb

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/wire"
+	"github.com/claudefs/claudefs/wire/wirepb"
 )
 
 // attemptTimeout bounds one attempt to reach one voter.
@@ -76,4 +78,38 @@ func (l *leader) call(ctx context.Context, op wire.Op, req, resp proto.Message) 
 		}
 	}
 	return err
+}
+
+// ask asks the namespace, linearizably.
+func (n *Node) ask(ctx context.Context, q *cfs.Query) (*cfs.Answer, error) {
+	var pb wirepb.Answer
+	if err := n.leader.call(ctx, wire.OpQuery, wire.QueryToPB(q), &pb); err != nil {
+		return nil, err
+	}
+	return wire.AnswerFromPB(&pb)
+}
+
+// propose has an operation of this node's own carried out; a refusal is an error of its kind.
+func (n *Node) propose(ctx context.Context, what string, op cfs.Op) error {
+	var pb wirepb.Reply
+	if err := n.leader.call(ctx, wire.OpCommand, wire.CommandToPB(&cfs.Command{Ops: []cfs.Op{op}}), &pb); err != nil {
+		return err
+	}
+	if kind := cfs.Kind(pb.Kind); kind != cfs.KindOK {
+		return cfs.E(what, kind, nil)
+	}
+	return nil
+}
+
+// fillDone tells the cluster that a slot has every shard, as of an epoch of its group.
+func (n *Node) fillDone(ctx context.Context, pg cfs.PGID, device cfs.DeviceID, epoch cfs.Epoch) error {
+	what := "end the filling of " + device.String()
+	groups := n.raft.Map().Groups
+	at := slices.IndexFunc(groups, func(g cfs.PG) bool { return g.ID == pg })
+	if at < 0 {
+		return cfs.Errorf(what, cfs.Conflict, "group %d is gone", pg)
+	}
+	group := groups[at] // whole, as groups are on the wire
+	group.Epoch = epoch
+	return n.propose(ctx, what, cfs.Op{Kind: cfs.OpFillDone, Device: cfs.Device{ID: device}, Groups: []cfs.PG{group}})
 }

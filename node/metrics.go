@@ -38,6 +38,22 @@ func newNodeMetrics(reg prometheus.Registerer, arenaInUse func() float64) *nodeM
 	return m
 }
 
+// register exports what has been restriped, by all clients of the restriper together.
+func (r *restriper) register(reg prometheus.Registerer) {
+	for _, m := range []struct {
+		name, help string
+		value      func(restriped) uint64
+	}{
+		{"restriped_windows_total", "Ranges of files written anew.", func(d restriped) uint64 { return d.windows }},
+		{"restriped_bytes_total", "Bytes of files written anew.", func(d restriped) uint64 { return d.bytes }},
+		{"restripe_conflicts_total", "Ranges left for later because they changed at the same time.", func(d restriped) uint64 { return d.conflicts }},
+		{"restripe_failures_total", "Failures that restriping went on after.", func(d restriped) uint64 { return d.failures }},
+	} {
+		reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "claudefs_node_" + m.name, Help: m.help},
+			func() float64 { return float64(m.value(r.done())) }))
+	}
+}
+
 // serveMetrics answers /metrics and /healthz on ln until the server is closed.
 func (n *Node) serveMetrics(ln net.Listener) *http.Server {
 	mux := http.NewServeMux()

@@ -38,20 +38,22 @@ type Node struct {
 	registry *prometheus.Registry
 	metrics  *nodeMetrics
 
+	adminMu sync.Mutex // held while devices are added and closed; guards dir.state from the start on
 	dir     *dataDir
 	devices *deviceSet
-	pools   [2]*wire.Pool // for the replica; for the heartbeat and the feed
+	pools   [3]*wire.Pool // for the replica; for what the leader is told and asked; for shards
 	raft    *raftmeta.Node
 	store   *store.Store
 	server  *wire.Server
 	http    *http.Server // nil without a metrics address
 	leader  *leader
 	feed    *feed
+	stripes *restriper
 	heardNS atomic.Int64 // when the leader last took a heartbeat
 
 	tcp, unix, metricsLn net.Listener
 
-	cancel context.CancelFunc // ends the heartbeat, the feed and the scrub
+	cancel context.CancelFunc // ends the heartbeat, the feed, the scrub, the mender and the restriper
 	group  sync.WaitGroup     // every goroutine of the node
 	failed chan error         // what ended the service unasked
 	close  sync.Once
@@ -109,7 +111,7 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	n.serve()
-	n.log.Info("serving", "cluster", n.cfg.ClusterID, "addr", n.addr, "devices", len(n.devices.logs), "site", n.cfg.Site)
+	n.log.Info("serving", "cluster", n.cfg.ClusterID, "addr", n.addr, "devices", len(n.store.Devices()), "site", n.cfg.Site)
 	return nil
 }
 
@@ -150,19 +152,23 @@ func (n *Node) startServices() (err error) {
 		ClusterID: n.cfg.ClusterID, NodeID: n.cfg.NodeID, Dir: filepath.Join(n.dir.path, raftDir),
 		Seeds: n.cfg.Seeds, Pool: n.pools[0], Clock: offsetClock(n.cfg.ClockOffset),
 		SegmentBytes: n.cfg.RaftSegmentBytes,
+		OutAfter:     n.cfg.OutAfter,
 		Logger:       n.log.With("part", "raft"), Metrics: raftmeta.NewMetrics(n.registry),
 	})
 	if err != nil {
 		return err
 	}
 	n.store = store.New(store.Config{
-		Node: n.cfg.NodeID, Devices: n.devices.logs, Arena: n.devices.arena, Epoch: n.epoch,
-		ScrubBytesPerSecond: n.cfg.ScrubBytesPerSecond,
-		Logger:              n.log.With("part", "store"), Metrics: store.NewMetrics(n.registry),
+		Node: n.cfg.NodeID, Devices: n.devices.logs(), Arena: n.devices.arena, Epoch: n.epoch,
+		Pool: n.pools[2], Ask: n.ask, Map: n.raft.Map, FillDone: n.fillDone,
+		ReclaimInterval: n.cfg.ReclaimInterval, ScrubBytesPerSecond: n.cfg.ScrubBytesPerSecond,
+		Logger: n.log.With("part", "store"), Metrics: store.NewMetrics(n.registry),
 	})
 	n.leader = newLeader(n.pools[1], n.cfg.Seeds)
 	n.feed = newFeed(n.store.FeedPositions())
-	d := &dispatch{store: n.store, raft: n.raft}
+	n.stripes = &restriper{n: n}
+	n.stripes.register(n.registry)
+	d := &dispatch{node: n, store: n.store, raft: n.raft, delay: n.cfg.ReadDelay}
 	n.server = wire.NewServer(wire.ServerConfig{
 		Hello: hello, Handler: d, Alloc: d.alloc, MaxInFlight: maxInFlight,
 		Logger: n.log.With("part", "wire"), Metrics: wireMetrics,
@@ -187,7 +193,7 @@ func (n *Node) serve() {
 	if n.metricsLn != nil {
 		n.http = n.serveMetrics(n.metricsLn)
 	}
-	for _, f := range []func(context.Context){n.heartbeats, n.followFeed, n.store.Scrub} {
+	for _, f := range []func(context.Context){n.heartbeats, n.followFeed, n.store.Scrub, n.store.Mend, n.retireDevices, n.stripes.run} {
 		n.group.Add(1)
 		go func() {
 			defer n.group.Done()

@@ -134,6 +134,7 @@ func httpGet(t *testing.T, url string) (int, string) {
 }
 
 func TestServesAndRestarts(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	cfg := aloneConfig(t, dir)
 	n := start(t, cfg)
@@ -182,6 +183,7 @@ func TestServesAndRestarts(t *testing.T) {
 }
 
 func TestRunEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	cfg := aloneConfig(t, t.TempDir())
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -227,6 +229,7 @@ func snapshot(t *testing.T, dir string) map[string]string {
 }
 
 func TestRefusalsChangeNothing(t *testing.T) {
+	t.Parallel()
 	busy, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -342,6 +345,7 @@ func mkdir(t *testing.T, dir, name string) string {
 }
 
 func TestForceTakesAnotherClustersDevice(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	foreign := aloneConfig(t, mkdir(t, dir, "foreign"))
 	foreign.ClusterID = "elsewhere"
@@ -360,6 +364,7 @@ func TestForceTakesAnotherClustersDevice(t *testing.T) {
 }
 
 func TestForceTakesWhatIsDamagedOrForeign(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	cfg := aloneConfig(t, dir)
 	if err := start(t, cfg).Close(); err != nil {
@@ -386,6 +391,7 @@ func TestForceTakesWhatIsDamagedOrForeign(t *testing.T) {
 }
 
 func TestGoesOnWithoutADeviceThatItHad(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	cfg := aloneConfig(t, dir)
 	n := start(t, cfg)

@@ -75,10 +75,11 @@ func (c *healthCollector) Collect(out chan<- prometheus.Metric) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, id := range s.Devices() {
+	for _, d := range s.all() {
+		id := d.id
 		r, asked := c.last[id]
 		if !asked || time.Since(r.at) > healthEvery {
-			r.health, r.err = s.cfg.Devices[id].Health()
+			r.health, r.err = d.log.Health()
 			r.at = time.Now()
 			c.last[id] = r
 			if r.err != nil && cfs.KindOf(r.err) != cfs.Unsupported {

@@ -18,18 +18,20 @@ const (
 	opGet
 	opDelete
 	opList
+	opReport
 	opKinds
 )
 
 // String is the value of the label op.
 func (k opKind) String() string {
-	return [opKinds]string{"put", "get", "delete", "list"}[k]
+	return [opKinds]string{"put", "get", "delete", "list", "report"}[k]
 }
 
 // Metrics are the figures of a Store, all named claudefs_store_*.
 type Metrics struct {
 	errors  *prometheus.CounterVec
 	deleted prometheus.Counter
+	mended  mendMetrics
 	ops     [opKinds]opMetrics
 	store   atomic.Pointer[Store]
 }
@@ -59,6 +61,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		deleted: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "claudefs_store_deleted_shards_total", Help: "Shards deleted, by request or by the delete feed."}),
 	}
+	m.mended = newMendMetrics(reg)
 	for k := range opKinds {
 		m.ops[k] = opMetrics{requests.WithLabelValues(k.String()), bytes.WithLabelValues(k.String()), latency.WithLabelValues(k.String())}
 	}
@@ -66,6 +69,31 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		reg.MustRegister(requests, bytes, latency, m.errors, m.deleted, newDeviceCollector(m), newHealthCollector(m))
 	}
 	return m
+}
+
+// mendMetrics count what Mend does.
+type mendMetrics struct {
+	damaged, missing, repaired, failed prometheus.Counter
+	reclaimed                          prometheus.Counter
+	filledBytes                        prometheus.Counter
+}
+
+func newMendMetrics(reg prometheus.Registerer) mendMetrics {
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Name: "claudefs_store_" + name, Help: help})
+		if reg != nil {
+			reg.MustRegister(c)
+		}
+		return c
+	}
+	return mendMetrics{
+		damaged:     counter("damaged_shards_total", "Shards found damaged, by scrubs and readers."),
+		missing:     counter("missing_shards_total", "Shards found missing."),
+		repaired:    counter("repaired_shards_total", "Damaged and missing shards that were computed anew."),
+		failed:      counter("repairs_failed_total", "Attempts to compute a shard anew that failed."),
+		reclaimed:   counter("reclaimed_shards_total", "Shards deleted that no stripe has any use for."),
+		filledBytes: counter("filled_bytes_total", "Bytes of shards put into filling slots."),
+	}
 }
 
 // watch makes the device figures those of s.
@@ -149,10 +177,10 @@ func (c *deviceCollector) Collect(out chan<- prometheus.Metric) {
 	if s == nil {
 		return
 	}
-	for _, id := range s.Devices() {
-		stats := s.cfg.Devices[id].Stats()
+	for _, d := range s.all() {
+		stats := d.log.Stats()
 		for _, f := range c.figures {
-			out <- prometheus.MustNewConstMetric(f.desc, f.kind, f.value(&stats), id.String())
+			out <- prometheus.MustNewConstMetric(f.desc, f.kind, f.value(&stats), d.id.String())
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"sync"
@@ -21,32 +22,29 @@ const (
 	maxDamageLogged = 100
 )
 
-// Scrub compares the shards of all devices with their checksums, again and
-// again, until ctx ends; it returns at once when Config has no rate for it. Damage is logged and counted.
-func (s *Store) Scrub(ctx context.Context) {
-	if s.cfg.ScrubBytesPerSecond <= 0 {
-		return
-	}
-	var group sync.WaitGroup
-	for id, log := range s.cfg.Devices {
-		group.Go(func() { s.scrubDevice(ctx, log, s.cfg.Logger.With("device", id.String())) })
-	}
-	group.Wait()
-}
+// Scrub compares the shards of all devices with their checksums, and looks for those that are missing, again
+// and again, until ctx ends; without a rate in Config it compares only when StartScrub asks for it. Damage is
+// logged, counted, and left to Mend.
+func (s *Store) Scrub(ctx context.Context) { s.each(ctx, s.scrubDevice) }
 
 // scrubDevice scrubs a device until ctx ends or its log is closed.
-func (s *Store) scrubDevice(ctx context.Context, log *nvme.Log, logger *slog.Logger) {
+func (s *Store) scrubDevice(ctx context.Context, d *device) {
+	logger := s.cfg.Logger.With("device", d.id.String())
 	next := time.Now().Add(min(s.cfg.ScrubPause, firstScrub))
 	for {
+		asked := false
 		t := time.NewTimer(time.Until(next))
 		select {
 		case <-t.C:
+		case <-d.scrubNow:
+			asked = true
 		case <-ctx.Done():
 			t.Stop()
 			return
 		}
+		t.Stop()
 		next = time.Now().Add(s.cfg.ScrubPause)
-		if err := s.scrubOnce(ctx, log, logger); err != nil {
+		if err := s.scrubPass(ctx, d, logger, asked); err != nil {
 			if ctx.Err() != nil || cfs.KindOf(err) == cfs.Closed {
 				return
 			}
@@ -58,14 +56,35 @@ func (s *Store) scrubDevice(ctx context.Context, log *nvme.Log, logger *slog.Log
 	}
 }
 
+// scrubPass looks at what is on a device and, which takes far less time and does not depend on it, for what is not.
+func (s *Store) scrubPass(ctx context.Context, d *device, logger *slog.Logger, asked bool) (err error) {
+	var walked error
+	var group sync.WaitGroup
+	if s.cfg.Ask != nil && s.cfg.Map != nil {
+		group.Go(func() {
+			d.repairs.again()
+			walked = s.walk(ctx, d, walkPause)
+		})
+	}
+	if asked || s.cfg.ScrubBytesPerSecond > 0 {
+		err = s.scrubOnce(ctx, d, logger)
+	}
+	group.Wait()
+	return cmp.Or(err, walked)
+}
+
 // scrubOnce is one pass over a device.
-func (s *Store) scrubOnce(ctx context.Context, log *nvme.Log, logger *slog.Logger) error {
+func (s *Store) scrubOnce(ctx context.Context, d *device, logger *slog.Logger) error {
 	logged := 0
 	began := time.Now()
-	totals, err := log.Scrub(ctx, nvme.ScrubOptions{BytesPerSecond: s.cfg.ScrubBytesPerSecond, Report: func(d nvme.Damage) {
+	d.scrubFrom.Store(int64(d.log.Stats().ScrubbedBytes))
+	defer d.scrubFrom.Store(-1)
+	totals, err := d.log.Scrub(ctx, nvme.ScrubOptions{BytesPerSecond: s.cfg.ScrubBytesPerSecond, Report: func(found nvme.Damage) {
+		// Where there is no room, the next pass finds it again.
+		_ = d.repairs.push(repair{key: found.Record.Key, pg: found.Record.PG})
 		if logged++; logged <= maxDamageLogged {
-			logger.Error("damaged shard", "key", d.Record.Key.String(), "group", uint32(d.Record.PG),
-				"damage", string(d.What), "block", d.Block, "offset", d.Offset, "err", d.Err)
+			logger.Error("damaged shard", "key", found.Record.Key.String(), "group", uint32(found.Record.PG),
+				"damage", string(found.What), "block", found.Block, "offset", found.Offset, "err", found.Err)
 		}
 	}})
 	if err != nil {

@@ -69,7 +69,7 @@ func TestScrub(t *testing.T) {
 	if st, _ := s.Stats(r.devices[0]); st.ScrubDamaged != 0 || st.ScrubbedBytes < 64<<10 {
 		t.Errorf("the device without damage: %+v", st)
 	}
-	if log := out.buf.String(); !strings.Contains(log, "damaged shard") || !strings.Contains(log, bad.String()+"/3") || !strings.Contains(log, "block=1") || strings.Contains(log, good.String()) {
+	if log := out.buf.String(); !strings.Contains(log, "damaged shard") || !strings.Contains(log, bad.String()+"/3") || !strings.Contains(log, "block=1") || strings.Contains(log, good.String()+"/") {
 		t.Errorf("the log:\n%s", log)
 	}
 	families, err := reg.Gather()
@@ -87,5 +87,4 @@ func TestScrub(t *testing.T) {
 			t.Errorf("%s is 0", name)
 		}
 	}
-	store.New(store.Config{Devices: r.logs}).Scrub(t.Context()) // without a rate it does not begin
 }

@@ -23,8 +23,8 @@ const (
 	crcBytes = 4
 )
 
-// Serve answers one shard request: OpPutShard, OpGetShard, OpDeleteShards or
-// OpListShards. Errors are *cfs.Error; a malformed request is BadRequest.
+// Serve answers one shard request: OpPutShard, OpGetShard, OpDeleteShards,
+// OpListShards or OpReportShard. Errors are *cfs.Error; a malformed request is BadRequest.
 func (s *Store) Serve(ctx context.Context, r *wire.Request) (wire.Response, error) {
 	began := time.Now()
 	var (
@@ -45,6 +45,9 @@ func (s *Store) Serve(ctx context.Context, r *wire.Request) (wire.Response, erro
 	case wire.OpListShards:
 		kind = opList
 		resp, err = s.list(r)
+	case wire.OpReportShard:
+		kind = opReport
+		err = s.reported(r)
 	default:
 		return wire.Response{}, cfs.Errorf("serve", cfs.BadRequest, "%v is not a shard operation", r.Op)
 	}
@@ -82,7 +85,10 @@ func (s *Store) put(ctx context.Context, r *wire.Request) (int, error) {
 		return 0, err
 	}
 	rec := nvme.Record{Key: key, PG: cfs.PGID(req.Pg), Epoch: cfs.Epoch(req.Epoch), Len: uint32(n)}
-	return n, log.Put(ctx, rec, req.Crcs, buf)
+	if err = log.Put(ctx, rec, req.Crcs, buf); cfs.KindOf(err) == cfs.NoSpace {
+		s.noteFull(cfs.DeviceID(req.Device))
+	}
+	return n, err
 }
 
 // checkEpoch refuses an epoch that has passed.
@@ -122,6 +128,9 @@ func (s *Store) get(ctx context.Context, r *wire.Request) (wire.Response, int, e
 	crcs, err := log.Get(ctx, key, req.Off, req.Len, buf)
 	if err != nil {
 		buf.Release()
+		if k := cfs.KindOf(err); k == cfs.Corrupt || k == cfs.IO {
+			s.suspect(cfs.DeviceID(req.Device), key)
+		}
 		return wire.Response{}, 0, err
 	}
 	return wire.Response{
@@ -190,9 +199,8 @@ func (s *Store) list(r *wire.Request) (wire.Response, error) {
 
 // device finds the log of a device; what and key say in the error for what it was wanted.
 func (s *Store) device(what string, id uint32, key nvme.Key) (*nvme.Log, error) {
-	log := s.cfg.Devices[cfs.DeviceID(id)]
-	if log != nil {
-		return log, nil
+	if d := s.find(cfs.DeviceID(id)); d != nil {
+		return d.log, nil
 	}
 	if !key.Stripe.IsZero() {
 		what += key.Stripe.String() + "/" + strconv.Itoa(int(key.Shard))

@@ -26,6 +26,7 @@ func FuzzServe(f *testing.F) {
 		wire.OpGetShard:     &wirepb.GetShard{Device: 1, Key: key, Off: 4096, Len: 8192},
 		wire.OpDeleteShards: &wirepb.DeleteShards{Device: 1, Keys: []*wirepb.ShardKey{key, nil}},
 		wire.OpListShards:   &wirepb.ListShards{Device: 1, After: key, Limit: 7},
+		wire.OpReportShard:  &wirepb.ReportShard{Device: 1, Key: key},
 	} {
 		body, err := proto.Marshal(m)
 		if err != nil {

@@ -1,25 +1,44 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
-	"sort"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/ec"
 	"github.com/claudefs/claudefs/iopath"
 	"github.com/claudefs/claudefs/nvme"
 	"github.com/claudefs/claudefs/wire"
 )
 
-// Config is what a Store needs. Logger and Metrics may be nil.
+// Config is what a Store needs. Logger and Metrics may be nil. Without Ask and Map
+// nothing is mended: shards are served, and that is all.
 type Config struct {
 	Node    cfs.NodeID
-	Devices map[cfs.DeviceID]*nvme.Log
-	Arena   *iopath.Arena
+	Devices map[cfs.DeviceID]*nvme.Log // that are served from the start; see AddDevice
+	Arena   *iopath.Arena              // with room for MendArenaBytes beside what requests need
 	// Epoch is the epoch of a group as this node knows it; false for a group that it does not know.
 	Epoch func(cfs.PGID) (cfs.Epoch, bool)
-	// ScrubBytesPerSecond bounds what Scrub reads of each device; 0 turns it off.
+	// Pool reaches the shards of other nodes.
+	Pool *wire.Pool
+	// Ask asks the namespace, linearizably.
+	Ask func(context.Context, *cfs.Query) (*cfs.Answer, error)
+	// Map is the cluster as this node knows it; what it returned does not change. After a start it may be older
+	// than what the node went by before, for a while: nothing is filled, and nothing that the table has is
+	// deleted, before it is as new as the namespace was when asked.
+	Map func() *cfs.Map
+	// FillDone tells the cluster that a device of this node, in a filling slot of a group, has every shard
+	// as of an epoch of the group.
+	FillDone func(ctx context.Context, pg cfs.PGID, device cfs.DeviceID, epoch cfs.Epoch) error
+	// ReclaimInterval is the least time between two comparisons of all shards with the stripe table, which is longer
+	// for a device whose comparison takes long; 0 for DefaultReclaimInterval.
+	ReclaimInterval time.Duration
+	// ScrubBytesPerSecond bounds what Scrub reads of each device; 0 leaves it to StartScrub to begin a pass.
 	ScrubBytesPerSecond int64
 	// ScrubPause is the time from the start of one pass of Scrub to that of the next, unless
 	// the pass takes longer; 0 for DefaultScrubPause.
@@ -31,7 +50,15 @@ type Config struct {
 // Store serves the shards of one node. Its methods may be called concurrently.
 // It does not own the logs: whoever opened them closes them after the last Serve.
 type Store struct {
-	cfg Config
+	cfg     Config
+	codecs  ec.Codecs
+	stripes chan struct{} // one token for each stripe that is being mended
+	layouts atomic.Pointer[layout]
+	rates   rates
+
+	mu      sync.RWMutex
+	devices map[cfs.DeviceID]*device
+	added   chan struct{} // closed when a device is added
 }
 
 // New makes a Store over opened logs.
@@ -45,7 +72,13 @@ func New(cfg Config) *Store {
 	if cfg.ScrubPause == 0 {
 		cfg.ScrubPause = DefaultScrubPause
 	}
-	s := &Store{cfg: cfg}
+	if cfg.ReclaimInterval == 0 {
+		cfg.ReclaimInterval = DefaultReclaimInterval
+	}
+	s := &Store{cfg: cfg, stripes: make(chan struct{}, maxMending), devices: map[cfs.DeviceID]*device{}, added: make(chan struct{})}
+	for id, log := range cfg.Devices {
+		s.devices[id] = newDevice(id, log)
+	}
 	cfg.Metrics.watch(s)
 	return s
 }
@@ -62,40 +95,59 @@ func (s *Store) Alloc(ctx context.Context, op wire.Op, n int) (wire.Buffer, erro
 
 // Devices are the ids of the devices served, in order.
 func (s *Store) Devices() []cfs.DeviceID {
-	ids := make([]cfs.DeviceID, 0, len(s.cfg.Devices))
-	for id := range s.cfg.Devices {
-		ids = append(ids, id)
+	all := s.all()
+	ids := make([]cfs.DeviceID, len(all))
+	for i, d := range all {
+		ids[i] = d.id
 	}
-	sort.Slice(ids, func(i, j int) bool { return ids[i] < ids[j] })
 	return ids
+}
+
+// all is the devices served, in the order of their ids.
+func (s *Store) all() []*device {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	all := make([]*device, 0, len(s.devices))
+	for _, d := range s.devices {
+		all = append(all, d)
+	}
+	slices.SortFunc(all, func(a, b *device) int { return cmp.Compare(a.id, b.id) })
+	return all
+}
+
+// find is a device that is served, nil for another.
+func (s *Store) find(id cfs.DeviceID) *device {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.devices[id]
 }
 
 // Stats are the figures of a device's log; false for a device not served here.
 func (s *Store) Stats(id cfs.DeviceID) (nvme.LogStats, bool) {
-	log := s.cfg.Devices[id]
-	if log == nil {
+	d := s.find(id)
+	if d == nil {
 		return nvme.LogStats{}, false
 	}
-	return log.Stats(), true
+	return d.log.Stats(), true
 }
 
 // FeedPosition is the position in the delete feed that a device has stored: what
 // the feed names up to there is deleted for good. 0 for a device that has none, or is not served here.
 func (s *Store) FeedPosition(id cfs.DeviceID) uint64 {
-	log := s.cfg.Devices[id]
-	if log == nil {
+	d := s.find(id)
+	if d == nil {
 		return 0
 	}
-	return log.FeedPosition()
+	return d.log.FeedPosition()
 }
 
 // FeedPositions is FeedPosition of every device served here.
 func (s *Store) FeedPositions() map[cfs.DeviceID]uint64 {
-	all := map[cfs.DeviceID]uint64{}
-	for id, log := range s.cfg.Devices {
-		all[id] = log.FeedPosition()
+	positions := map[cfs.DeviceID]uint64{}
+	for _, d := range s.all() {
+		positions[d.id] = d.log.FeedPosition()
 	}
-	return all
+	return positions
 }
 
 // DeleteFreed deletes whatever shards of the given stripes the device holds, and
@@ -103,9 +155,9 @@ func (s *Store) FeedPositions() map[cfs.DeviceID]uint64 {
 // up to position. A stripe that the device never held is not an error: the
 // feed names a group's stripes to all devices. Unknown devices are NotFound.
 func (s *Store) DeleteFreed(id cfs.DeviceID, stripes []cfs.StripeID, position uint64) (int, error) {
-	log := s.cfg.Devices[id]
-	if log == nil {
-		return 0, cfs.Errorf("delete on "+id.String(), cfs.NotFound, "no such device on node %d", s.cfg.Node)
+	d := s.find(id)
+	if d == nil {
+		return 0, s.noDevice("delete on "+id.String(), id)
 	}
 	keys := make([]nvme.Key, 0, len(stripes)*maxShards)
 	for _, st := range stripes {
@@ -113,8 +165,12 @@ func (s *Store) DeleteFreed(id cfs.DeviceID, stripes []cfs.StripeID, position ui
 			keys = append(keys, nvme.Key{Stripe: st, Shard: shard})
 		}
 	}
-	n := log.Delete(keys)
-	log.SetFeedPosition(position)
+	n := d.log.Delete(keys)
+	d.log.SetFeedPosition(position)
 	s.cfg.Metrics.deleted.Add(float64(n))
 	return n, nil
+}
+
+func (s *Store) noDevice(op string, id cfs.DeviceID) error {
+	return cfs.Errorf(op, cfs.NotFound, "no device %s on node %d", id, s.cfg.Node)
 }

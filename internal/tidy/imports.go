@@ -24,7 +24,7 @@ var importTable = []row{
 	{"test", []string{"..."}, "whole-cluster tests see everything"},
 
 	{"fuse", []string{"client", "cfs"}, "a front end stands on the client alone"},
-	{"node", []string{"store", "raftmeta", "wire", "wire/wirepb", "nvme", "iopath", "cfs"}, "a node joins the services of a server, and is no client"},
+	{"node", []string{"store", "raftmeta", "client", "wire", "wire/wirepb", "nvme", "iopath", "cfs"}, "a node joins the services of a server; its restriper is a client of its own cluster"},
 	{"cluster", []string{"wire", "wire/wirepb", "internal/rawdisk", "cfs"}, "a cluster drives the binaries by exec, as a user does"},
 	{"perf", []string{"client", "wire", "wire/wirepb", "nvme", "iopath", "ec", "cfs", "bpf", "internal/rawdisk", "internal/units"}, "a load tool drives servers by exec and measures the client and the mechanisms"},
 	{"bpf", []string{"cfs"}, "observation stands beside what it observes"},

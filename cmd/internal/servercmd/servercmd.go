@@ -1,5 +1,3 @@
-// Package servercmd is the command line of a server: `cfs server` and
-// `cfs-storaged` are the same command under two names.
 package servercmd
 
 import (
@@ -13,6 +11,7 @@ import (
 	"github.com/claudefs/claudefs/cmd/internal/cli"
 	"github.com/claudefs/claudefs/internal/units"
 	"github.com/claudefs/claudefs/node"
+	"github.com/claudefs/claudefs/store"
 )
 
 // clockOffsetEnv sets the server's clock off, for tests: a duration.
@@ -21,25 +20,36 @@ const clockOffsetEnv = "CLAUDEFS_CLOCK_OFFSET"
 // defaultScrubRate is what is read of each device, in bytes per second: 4 TiB in a day and a half.
 const defaultScrubRate units.Bytes = 32 << 20
 
+// defaultRestripeRate is what the node that leads reads and writes to restripe files, in
+// bytes per second: a gibibyte of files in forty seconds.
+const defaultRestripeRate units.Bytes = 64 << 20
+
+// defaultOutAfter leaves time to start a server anew, and for the like.
+const defaultOutAfter = 10 * time.Minute
+
 // flags are the command line's values, as given.
 type flags struct {
 	cfg      node.Config
 	nodeID   uint16
 	scrub    units.Bytes
+	restripe units.Bytes
 	logLevel string
 	profile  string
 }
 
 // New makes the command; use is its name.
 func New(use string) *cobra.Command {
-	f := &flags{scrub: defaultScrubRate}
+	f := &flags{scrub: defaultScrubRate, restripe: defaultRestripeRate}
 	cmd := &cobra.Command{
 		Use:   use,
 		Short: "run one server: its devices' shards, a replica of the namespace, metrics",
 		Long: `Runs one server until SIGINT or SIGTERM.
 
 Node N of a cluster is the N-th of --seed-nodes. Blank devices are formatted;
-devices and a data directory that belong to another cluster or node are refused.`,
+devices and a data directory that belong to another cluster or node are refused.
+
+A device that was added while the server ran is served after the next start too. One that
+was removed is closed when nothing needs it any more; then it can be left out of --device.`,
 		Example: "  " + use + ` --cluster-id lab --node-id 1 --listen 10.0.0.1:9400 --data-dir /var/lib/cfs \
       --device /dev/nvme0n1,/dev/nvme1n1 --seed-nodes 10.0.0.1:9400,10.0.0.2:9400,10.0.0.3:9400`,
 		Args: cobra.NoArgs,
@@ -57,6 +67,9 @@ devices and a data directory that belong to another cluster or node are refused.
 	fl.StringVar(&f.cfg.Metrics, "metrics", "", "HOST:PORT to serve /metrics and /healthz on (default: nowhere)")
 	fl.BoolVar(&f.cfg.Force, "force", false, "format devices of another cluster, with other data or with a damaged superblock: what they hold is lost")
 	fl.Var(&f.scrub, "scrub-rate", "bytes per second of each device that are read to compare all shards with their checksums, once a day; 0 turns it off")
+	fl.Var(&f.restripe, "restripe-rate", "bytes per second that are read and written, by the node that leads, to write files anew whose stripes could lie better; 0 turns it off")
+	fl.DurationVar(&f.cfg.ReclaimInterval, "reclaim-interval", store.DefaultReclaimInterval, "least time between two comparisons of a device's shards with the stripe table, which delete what nothing names; no device spends more than 2 % of its time on them")
+	fl.DurationVar(&f.cfg.OutAfter, "out-after", defaultOutAfter, "how long a device is down before its shards are made anew on others")
 	fl.StringVar(&f.profile, "profile", "", "write a profile to the data directory: "+cli.ProfileHelp)
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	for _, name := range []string{"cluster-id", "node-id", "listen", "data-dir", "device"} {
@@ -80,7 +93,9 @@ func (f *flags) run(cmd *cobra.Command) error {
 			return cli.Usage(clockOffsetEnv, "%q is not a duration", off)
 		}
 	}
+	f.cfg.ReadDelay = readDelay(cmd.Context(), os.Getenv(readDelayEnv), f.nodeID)
 	f.cfg.ScrubBytesPerSecond = int64(f.scrub)
+	f.cfg.RestripeBytesPerSecond = int64(f.restripe)
 	f.cfg.NodeID, f.cfg.Logger = cfs.NodeID(f.nodeID), log.With("node", f.nodeID)
 	srv, err := node.Start(cmd.Context(), f.cfg)
 	if err != nil {
