@@ -6,19 +6,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/cmd/internal/cli"
 	"github.com/claudefs/claudefs/iopath"
 	"github.com/claudefs/claudefs/nvme"
 )
-
-// progressEvery is how often the progress is shown.
-const progressEvery = 200 * time.Millisecond
 
 func fsckCommand() *cobra.Command {
 	var asJSON, quick bool
@@ -41,9 +36,12 @@ is marked so. Exit status: 0 clean, 1 problems or a failure, 2 a wrong command l
 			if most < 1 {
 				return cli.Usage("--problems", "%d, want 1 or more", most)
 			}
-			clearLine := showProgress(&opt, cmd.ErrOrStderr())
+			progress := cli.NewProgress(cmd.ErrOrStderr())
+			opt.Progress = func(done, all int) {
+				progress.Show("%d of %d segments, %s", done, all, cli.Percent(uint64(done), uint64(all)))
+			}
 			report, err := fsck(cmd.Context(), args[0], opt)
-			clearLine()
+			progress.Clear()
 			if err != nil {
 				return err
 			}
@@ -89,29 +87,6 @@ func fsck(ctx context.Context, path string, opt nvme.CheckOptions) (report *nvme
 	return nvme.Check(ctx, dev, opt)
 }
 
-// showProgress shows the progress in one line of w where that is a terminal, and returns what clears the line.
-func showProgress(opt *nvme.CheckOptions, w io.Writer) (clearLine func()) {
-	f, ok := w.(*os.File)
-	if !ok {
-		return func() {}
-	}
-	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
-		return func() {}
-	}
-	var shown time.Time
-	opt.Progress = func(done, all int) {
-		if now := time.Now(); now.Sub(shown) >= progressEvery {
-			shown = now
-			fmt.Fprintf(f, "\r%d of %d segments, %s", done, all, cli.Percent(uint64(done), uint64(all)))
-		}
-	}
-	return func() {
-		if !shown.IsZero() {
-			fmt.Fprint(f, "\r\x1b[K")
-		}
-	}
-}
-
 // printReport prints what a person wants to know.
 func printReport(out io.Writer, r *nvme.CheckReport) error {
 	fmt.Fprintf(out, "device %s of cluster %s, formatting %s: %s in %d segments of %s\n", r.Device, r.ClusterID, r.UUID,
@@ -151,7 +126,7 @@ func printCrash(out io.Writer, r *nvme.CheckReport) {
 		{r.Torn, "records torn before they were acknowledged"},
 		{r.TornHeaders, "batch headers torn before their records were acknowledged"},
 		{r.Gaps, "places between batches where one was lost before it was acknowledged"},
-		{r.Copies, "records in two segments: their move was interrupted"},
+		{r.Copies, "records in two places: their move was interrupted, or they were replaced"},
 		{r.HalfHeaders, "segments whose header copies differ: their start or end was interrupted"},
 		{r.Omitted, "records that only a footer knows to be deleted, or to have failed"},
 	} {

@@ -1,10 +1,10 @@
 package main
 
 import (
-	"cmp"
 	"context"
+	"fmt"
 	"io"
-	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -12,9 +12,6 @@ import (
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/cmd/internal/cli"
-	"github.com/claudefs/claudefs/node"
-	"github.com/claudefs/claudefs/wire"
-	"github.com/claudefs/claudefs/wire/wirepb"
 )
 
 const (
@@ -22,20 +19,38 @@ const (
 	defaultTimeout = 10 * time.Second
 )
 
+// pace is how fast a command looks at a cluster that changes; tests are in a hurry.
+type pace struct {
+	// poll is the rhythm in which long work is looked at.
+	poll time.Duration
+	// settle is the wait before what looks wrong is looked at again. The delete feed
+	// is followed, and a map spread, within about a second.
+	settle time.Duration
+	// grace is how long a new device may take to be given a job.
+	grace time.Duration
+	// patience is how long a cluster that is being followed may be silent.
+	patience time.Duration
+}
+
 // adminFlags are those of every admin command.
 type adminFlags struct {
 	server  string
 	timeout time.Duration
 	json    bool
+	pace    pace
 }
 
-// newAdminCmd makes `cfs admin` with what it can show.
+// newAdminCmd makes `cfs admin` with what it can show and do.
 func newAdminCmd() *cobra.Command {
-	f := &adminFlags{}
-	cmd := &cobra.Command{Use: "admin", Short: "look at a cluster"}
+	return adminCommand(pace{poll: time.Second, settle: time.Second, grace: 10 * time.Second, patience: time.Minute})
+}
+
+func adminCommand(p pace) *cobra.Command {
+	f := &adminFlags{pace: p}
+	cmd := &cobra.Command{Use: "admin", Short: "look at a cluster, and change it"}
 	pf := cmd.PersistentFlags()
 	pf.StringVar(&f.server, "server", defaultServer, "HOST:PORT of any server, or unix:PATH")
-	pf.DurationVar(&f.timeout, "timeout", defaultTimeout, "how long to wait for the server")
+	pf.DurationVar(&f.timeout, "timeout", defaultTimeout, "how long to wait for one answer")
 	pf.BoolVar(&f.json, "json", false, "print one JSON document")
 	for _, view := range []struct {
 		name, short string
@@ -47,103 +62,138 @@ func newAdminCmd() *cobra.Command {
 		{"devices", "the devices, their states and space", func(d *statusDoc) any { return map[string]any{"devices": d.Devices} }, printDevices},
 		{"groups", "the placement groups", func(d *statusDoc) any { return map[string]any{"groups": d.Groups} }, printGroups},
 	} {
-		cmd.AddCommand(&cobra.Command{Use: view.name, Short: view.short, Args: cobra.NoArgs,
-			RunE: func(c *cobra.Command, _ []string) error {
-				doc, err := f.status(c.Context())
-				if err != nil {
-					return err
-				}
-				if f.json {
-					return cli.PrintJSON(c.OutOrStdout(), view.document(doc))
-				}
-				return view.table(c.OutOrStdout(), doc)
-			}})
+		cmd.AddCommand(f.command(view.name, view.short, cobra.NoArgs, func(c *cobra.Command, cc *conn, _ []string) error {
+			s, err := cc.status(c.Context())
+			if err != nil {
+				return err
+			}
+			doc := newStatusDoc(s, cc.inspect(c.Context(), s), time.Now())
+			return f.print(c, view.document(doc), func(w io.Writer) error { return view.table(w, doc) })
+		}))
 	}
+	cmd.AddCommand(f.deviceCommand(), f.jobCommand(), f.scrubCommand(), f.fsckCommand())
 	return cmd
 }
 
-// status asks the server, then the leader that it names, which alone knows how
-// full devices are; without an answer from the leader the server's own stands.
-func (f *adminFlags) status(ctx context.Context) (*statusDoc, error) {
-	if err := checkServer(f.server); err != nil {
-		return nil, err
+// command makes a command that has a connection while it runs.
+func (f *adminFlags) command(use, short string, args cobra.PositionalArgs, run func(*cobra.Command, *conn, []string) error) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: args, RunE: func(c *cobra.Command, args []string) error {
+		cc, err := f.connect()
+		if err != nil {
+			return err
+		}
+		defer cc.close()
+		return run(c, cc, args)
+	}}
+}
+
+// print prints a document, or the same for people.
+func (f *adminFlags) print(c *cobra.Command, doc any, people func(io.Writer) error) error {
+	if f.json {
+		return cli.PrintJSON(c.OutOrStdout(), doc)
 	}
-	if f.timeout <= 0 {
-		return nil, cli.Usage("--timeout", "want a positive duration")
-	}
-	ctx, cancel := context.WithTimeout(ctx, f.timeout)
-	defer cancel()
-	reply, err := askStatus(ctx, f.server)
-	if err != nil {
-		return nil, err
-	}
-	if addr := reply.LeaderAddr; addr != "" && reply.LeaderId != reply.NodeId {
-		if led, err := askStatus(ctx, addr); err == nil {
-			reply = led
+	return people(c.OutOrStdout())
+}
+
+// parseDevice reads a device's name as it is printed: NODE/SLOT.
+func parseDevice(text string) (cfs.DeviceID, error) {
+	left, right, _ := strings.Cut(text, "/")
+	node, err := strconv.ParseUint(left, 10, 16)
+	if err == nil && node > 0 {
+		var slot uint64
+		if slot, err = strconv.ParseUint(right, 10, 16); err == nil {
+			return cfs.MakeDeviceID(cfs.NodeID(node), uint16(slot)), nil
 		}
 	}
-	return newStatusDoc(reply)
+	return 0, cli.Usage("DEVICE", "%q is no device: want NODE/SLOT, as in 2/1", text)
 }
 
-func askStatus(ctx context.Context, addr string) (*wirepb.StatusReply, error) {
-	conn, err := wire.Dial(ctx, addr, wire.DialConfig{Hello: wire.Identity{Name: "cfs admin"}})
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close()
-	reply := &wirepb.StatusReply{}
-	_, err = conn.Call(ctx, wire.OpStatus, &wirepb.Empty{}, nil, reply, nil)
-	return reply, err
-}
+// outcome is how far followed work is.
+type outcome int
 
-// checkServer refuses what is neither HOST:PORT nor unix:PATH.
-func checkServer(addr string) error {
-	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
-		if path == "" {
-			return cli.Usage("--server", "unix: needs a path")
-		}
-		return nil
-	}
-	return node.CheckAddr("--server", addr)
-}
+const (
+	waiting outcome = iota
+	finished
+	cancelled
+)
 
-// sorted returns a copy of s in the order of a key.
-func sorted[T any, K cmp.Ordered](s []T, key func(*T) K) []T {
-	s = slices.Clone(s)
-	slices.SortFunc(s, func(a, b T) int { return cmp.Compare(key(&a), key(&b)) })
-	return s
-}
-
-// newStatusDoc turns a server's answer into the document that is printed.
-func newStatusDoc(r *wirepb.StatusReply) (*statusDoc, error) {
-	m, err := wire.MapFromPB(r.Map)
-	if err != nil {
-		return nil, err
-	}
-	d := &statusDoc{
-		ClusterID: r.ClusterId, Leader: cfs.NodeID(r.LeaderId), LeaderAddr: r.LeaderAddr, AnsweredBy: cfs.NodeID(r.NodeId),
-		Term: r.Term, CommitIndex: r.CommitIndex, AppliedIndex: r.AppliedIndex, FirstIndex: r.FirstIndex,
-		MapVersion: m.Version, Sessions: r.Sessions,
-		Space: spaceDoc{Total: r.Statfs.GetTotalBytes(), Free: r.Statfs.GetFreeBytes(), Inodes: r.Statfs.GetInodes()},
-		Nodes: []nodeDoc{}, Devices: []deviceDoc{}, Groups: []groupDoc{},
-	}
-	for _, n := range sorted(m.Nodes, func(n *cfs.Node) cfs.NodeID { return n.ID }) {
-		d.Nodes = append(d.Nodes, nodeDoc{ID: n.ID, Addr: n.Addr, State: n.State.String(), Voter: n.Voter, Leader: n.ID == d.Leader})
-	}
-	for _, v := range sorted(m.Devices, func(v *cfs.Device) cfs.DeviceID { return v.ID }) {
-		d.Devices = append(d.Devices, deviceDoc{ID: v.ID.String(), Node: v.ID.Node(), Slot: v.ID.Slot(), UUID: v.UUID.String(),
-			State: v.State.String(), Capacity: v.Capacity, Used: v.Used, FeedPos: v.FeedPos})
-	}
-	for _, g := range sorted(m.Groups, func(g *cfs.PG) cfs.PGID { return g.ID }) {
-		doc := groupDoc{ID: g.ID, Geometry: g.Geometry.String(), Epoch: g.Epoch, Writable: g.Writable, Slots: []slotDoc{}}
-		for _, s := range g.Slots {
-			slot := slotDoc{Device: s.Device.String(), Filling: s.Filling}
-			if s.Filling && s.Source != 0 {
-				slot.Source = s.Source.String()
+// follow looks at the cluster until judge says that the work of a device has
+// ended, and shows the job's progress on a terminal. A cluster that does not
+// answer for a while is asked again.
+func (f *adminFlags) follow(c *cobra.Command, cc *conn, id cfs.DeviceID, judge func(*state) outcome) error {
+	progress := cli.NewProgress(c.ErrOrStderr())
+	defer progress.Clear()
+	var meter rateMeter
+	heard := time.Now()
+	for {
+		s, err := cc.status(c.Context())
+		switch {
+		case err == nil:
+			heard = time.Now()
+			switch judge(s) {
+			case finished:
+				return nil
+			case cancelled:
+				return cfs.Errorf("the job of "+id.String(), cfs.Canceled, "it was cancelled")
 			}
-			doc.Slots = append(doc.Slots, slot)
+			text := "waiting for the job of " + id.String()
+			if j := s.job(id); j != nil && !ended(j) {
+				doc := newJobDoc(j, heard, meter.observe(j.DoneBytes, heard))
+				text = doc.line()
+			}
+			progress.Show("%s", text)
+		case c.Context().Err() != nil || time.Since(heard) > f.pace.patience:
+			return err
 		}
-		d.Groups = append(d.Groups, doc)
+		if err := sleep(c.Context(), f.pace.poll); err != nil {
+			return err
+		}
 	}
-	return d, nil
+}
+
+// sleep waits, unless ctx ends first.
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return cfs.E("wait", cfs.Canceled, ctx.Err())
+	}
+}
+
+// rateMeter turns a count that is looked at into a rate: that of the last
+// interval in which the count has changed.
+type rateMeter struct {
+	at    time.Time
+	bytes uint64
+	rate  uint64 // in a second; 0 for unknown
+}
+
+func (m *rateMeter) observe(bytes uint64, now time.Time) uint64 {
+	switch {
+	case m.at.IsZero():
+		m.at, m.bytes = now, bytes
+	case bytes != m.bytes && now.After(m.at):
+		if m.rate = 0; bytes > m.bytes {
+			m.rate = uint64(float64(bytes-m.bytes) / now.Sub(m.at).Seconds())
+		}
+		m.at, m.bytes = now, bytes
+	}
+	return m.rate
+}
+
+// printChange prints what a command has changed.
+func (f *adminFlags) printChange(c *cobra.Command, doc *changeDoc) error {
+	return f.print(c, doc, func(w io.Writer) error {
+		_, err := fmt.Fprintln(w, doc.Text)
+		return err
+	})
+}
+
+// changeDoc is what a command has changed.
+type changeDoc struct {
+	Device string `json:"device"`          // that was added, removed, or whose job was changed
+	Added  string `json:"added,omitempty"` // that replaces it
+	Text   string `json:"text"`
+	Ended  bool   `json:"ended"` // the work was followed to its end
 }

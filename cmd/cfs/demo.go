@@ -24,7 +24,7 @@ type demoFlags struct {
 	logLevel   string
 }
 
-// demoCommand is `cfs demo`, with up and down below it.
+// demoCommand is `cfs demo`, with the commands on a cluster that stays below it.
 func demoCommand() *cobra.Command {
 	f := &demoFlags{deviceSize: cluster.DefaultDeviceSizeBytes}
 	cmd := &cobra.Command{
@@ -49,7 +49,8 @@ it saw beside those of the disk. Needs root. Nothing is left behind, unless --ke
 	cmd.Flags().StringVar(&f.opt.Dir, "dir", "", "an empty or new directory for everything (default: a new one in "+demo.DefaultParent()+")")
 	cmd.Flags().BoolVar(&f.opt.Keep, "keep", false, "leave the cluster mounted at the end")
 	cmd.Flags().BoolVar(&f.opt.Short, "short", false, "a smaller tree and smaller files")
-	cmd.AddCommand(f.upCommand(), demoDownCommand())
+	cmd.AddCommand(f.upCommand())
+	cmd.AddCommand(demoDirCommands()...)
 	return cmd
 }
 
@@ -99,18 +100,54 @@ func (f *demoFlags) upCommand() *cobra.Command {
 	return cmd
 }
 
-func demoDownCommand() *cobra.Command {
+// demoDirCommand is a command on the cluster that was started in a directory.
+func demoDirCommand(use, short string, run func(cmd *cobra.Command, dir string) error) *cobra.Command {
 	var dir string
 	cmd := &cobra.Command{
-		Use:   "down",
-		Short: "stop and remove the cluster that was started in DIR",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return demo.Down(cmd.Context(), dir, slog.New(slog.DiscardHandler))
-		},
+		Use: use, Short: short, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return run(cmd, dir) },
 	}
 	cmd.Flags().StringVar(&dir, "dir", "", "the directory that demo up was given")
 	// It fails only for a name that is not a flag.
 	_ = cmd.MarkFlagRequired("dir")
 	return cmd
+}
+
+// demoNodeCommand is a command on one of its nodes.
+func demoNodeCommand(use, short string, run func(cmd *cobra.Command, dir string, node int) error) *cobra.Command {
+	var node int
+	cmd := demoDirCommand(use, short, func(cmd *cobra.Command, dir string) error { return run(cmd, dir, node) })
+	cmd.Flags().IntVar(&node, "node", 0, "the node's number, from 1")
+	// It fails only for a name that is not a flag.
+	_ = cmd.MarkFlagRequired("node")
+	return cmd
+}
+
+// demoLoseCommand loses a device file.
+func demoLoseCommand(logger *slog.Logger) *cobra.Command {
+	var slot int
+	cmd := demoNodeCommand("lose", "remove a device file of a node, which finds that out when it is started anew",
+		func(_ *cobra.Command, dir string, node int) error { return demo.Lose(dir, node, slot, logger) })
+	cmd.Flags().IntVar(&slot, "slot", 0, "which of the node's devices, from 0")
+	return cmd
+}
+
+// demoDirCommands work on a cluster that stays.
+func demoDirCommands() []*cobra.Command {
+	silent := slog.New(slog.DiscardHandler)
+	return []*cobra.Command{
+		demoDirCommand("down", "stop and remove the cluster that was started in DIR", func(cmd *cobra.Command, dir string) error {
+			return demo.Down(cmd.Context(), dir, silent)
+		}),
+		demoDirCommand("remount", "unmount and mount again what demo up has mounted, so that nothing is cached", func(cmd *cobra.Command, dir string) error {
+			return demo.Remount(cmd.Context(), dir, silent)
+		}),
+		demoNodeCommand("kill", "end a node with SIGKILL", func(_ *cobra.Command, dir string, node int) error {
+			return demo.Kill(dir, node, silent)
+		}),
+		demoLoseCommand(silent),
+		demoNodeCommand("restart", "start a node that was killed", func(cmd *cobra.Command, dir string, node int) error {
+			return demo.Restart(cmd.Context(), dir, node, silent)
+		}),
+	}
 }

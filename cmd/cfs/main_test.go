@@ -181,6 +181,7 @@ func TestBadCommandLines(t *testing.T) {
 		{"malformed seeds", srv("--seed-nodes=a,b"), 2, "seed nodes"},
 		{"not among the seeds", srv("--node-id=3", "--seed-nodes=127.0.0.1:0,b:1"), 2, "node 3"},
 		{"unknown profile", srv("--profile=heat"), 2, "--profile"},
+		{"malformed restripe rate", srv("--restripe-rate=fast"), 2, "--restripe-rate"},
 		{"malformed scrub rate", srv("--scrub-rate=fast"), 2, "--scrub-rate"},
 		{"unknown log level", srv("--log-level=loud"), 2, "--log-level"},
 		{"surplus argument", srv("surplus"), 2, "surplus"},
