@@ -43,6 +43,8 @@ type node struct {
 	Metrics   string   `json:"metrics"`
 	Env       []string `json:"env,omitempty"`
 	Process   *process `json:"process,omitempty"`
+	Files     []file   `json:"devices,omitempty"` // by slot
+	Serving   []int    `json:"serving,omitempty"` // slots of the devices that it is expected to have up
 
 	wanted bool // it has been started, and nobody here has ended it
 }
@@ -71,7 +73,7 @@ func Start(ctx context.Context, spec Spec) (c *Cluster, err error) {
 		}
 	}()
 	for i := range spec.Nodes {
-		n := &node{ID: i + 1}
+		n := &node{ID: i + 1, Files: make([]file, spec.Devices)}
 		if off := spec.ClockOffsets[n.ID]; off != 0 {
 			n.Env = append(n.Env, ClockOffsetEnv+"="+off.String())
 		}
@@ -207,10 +209,7 @@ func joinPort(host string, port int) string { return net.JoinHostPort(host, strc
 
 // startNode starts the process of a node that is not running.
 func (c *Cluster) startNode(n *node) error {
-	var devices []string
-	for slot := range c.st.Devices {
-		devices = append(devices, c.DevicePath(n.ID, slot))
-	}
+	devices := c.deviceFiles(n)
 	argv := []string{
 		c.st.Binary, "server", "--cluster-id", c.st.ClusterID, "--node-id", strconv.Itoa(n.ID),
 		"--listen", n.Listen, "--data-dir", c.dataDir(n.ID), "--device", strings.Join(devices, ","),
@@ -233,6 +232,7 @@ func (c *Cluster) startNode(n *node) error {
 	}
 	c.log.Info("started a node", "node", n.ID, "listen", n.Listen, "pid", p.PID)
 	n.Process, n.wanted = p, true
+	n.serve()
 	return c.save()
 }
 

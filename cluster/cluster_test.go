@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -82,6 +83,9 @@ func TestSpecIsChecked(t *testing.T) {
 		{func(s *Spec) { s.Devices = 65 }, "65 devices"},
 		{func(s *Spec) { s.DeviceSizeBytes = 4096 }, "4096 bytes"},
 		{func(s *Spec) { s.PrewriteBytes = 1 << 40 }, "to prewrite"},
+		{func(s *Spec) { s.OtherSizeBytes = map[DevicePlace]int64{{3, 1}: 64 << 20} }, ""},
+		{func(s *Spec) { s.OtherSizeBytes = map[DevicePlace]int64{{3, 2}: 64 << 20} }, "device 2 of node 3"},
+		{func(s *Spec) { s.OtherSizeBytes = map[DevicePlace]int64{{3, 1}: 4096} }, "4096 bytes"},
 		{func(s *Spec) { s.ClockOffsets = map[int]time.Duration{4: 1} }, "node 4 of 3"},
 	} {
 		s := Spec{Dir: "x", Binary: "cfs"}
@@ -136,12 +140,47 @@ func TestState(t *testing.T) {
 	if c.Nodes() != 2 || c.ClusterID() != "lab" || c.MountOf("mnt") == nil || c.Alive(1) || c.Addrs()[0] != "127.0.0.1:1" {
 		t.Errorf("loaded %+v", c.st)
 	}
-	for _, bad := range []string{"{", `{"version":2}`, `{"version":1,"nodes":[null]}`, `{"version":1,"nodes":[{"id":2}]}`, `{"version":1,"mounts":[{"name":"../x"}]}`} {
+	for _, bad := range []string{"{", `{"version":1}`, `{"version":2,"nodes":[null]}`, `{"version":2,"nodes":[{"id":2}]}`, `{"version":2,"mounts":[{"name":"../x"}]}`} {
 		if err := os.WriteFile(filepath.Join(dir, StateFile), []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := Load(dir, nil); cfs.KindOf(err) != cfs.Corrupt {
 			t.Errorf("load of %s: %v", bad, err)
+		}
+	}
+}
+
+// Files of devices come and go, and the node is expected to serve what is there when it starts.
+func TestDeviceFiles(t *testing.T) {
+	dir := t.TempDir()
+	n := &node{ID: 1, Files: make([]file, 2)}
+	c := &Cluster{spec: Spec{Dir: dir, DeviceSizeBytes: MinDeviceSizeBytes}, log: slog.New(slog.DiscardHandler), st: &state{Devices: 2, DeviceSizeBytes: MinDeviceSizeBytes, Nodes: []*node{n}}}
+	if err := c.makeDevicesOf(n); err != nil {
+		t.Fatal(err)
+	}
+	n.serve()
+	if err := c.LoseDevice(DevicePlace{1, 0}); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.deviceFiles(n)) != 2 || len(n.Serving) != 2 {
+		t.Errorf("a file is lost under a running node: %v named, %v served", c.deviceFiles(n), n.Serving)
+	}
+	n.serve()
+	slot, path, err := c.AddDevice(1)
+	if err != nil || slot != 2 || path != c.DevicePath(1, 2) || len(n.Serving) != 2 {
+		t.Errorf("a device was added: slot %d, %s, %v, %v served", slot, path, err, n.Serving)
+	}
+	for _, at := range []DevicePlace{{1, 0}, {1, 1}} {
+		if err := c.DropDevice(at); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := c.deviceFiles(n); len(got) != 1 || got[0] != path || len(n.Serving) != 1 {
+		t.Errorf("two were dropped: %v named, %v served", got, n.Serving)
+	}
+	for _, at := range []DevicePlace{{2, 0}, {1, 3}} {
+		if err := c.LoseDevice(at); cfs.KindOf(err) != cfs.NotFound {
+			t.Errorf("device %v was lost: %v", at, err)
 		}
 	}
 }
@@ -244,25 +283,39 @@ func testMap() *wirepb.Map {
 }
 
 func TestMapNotUsable(t *testing.T) {
-	all := map[int]bool{1: true, 2: true, 3: true}
+	two := []int{0, 1}
+	all := map[int][]int{1: two, 2: two, 3: two}
 	for _, c := range []struct {
 		name    string
 		change  func(*wirepb.Map)
-		running map[int]bool
+		running map[int][]int
 		want    string
 	}{
 		{"healthy", func(*wirepb.Map) {}, all, ""},
-		{"a node is dead and the map does not say so", func(*wirepb.Map) {}, map[int]bool{1: true, 2: true}, "node 3 is up"},
+		{"a node is dead and the map does not say so", func(*wirepb.Map) {}, map[int][]int{1: two, 2: two}, "node 3 is up"},
 		{"a node is suspect", func(m *wirepb.Map) { m.Nodes[1].State = uint32(cfs.StateSuspect) }, all, "node 2 is suspect"},
 		{"a node is missing", func(m *wirepb.Map) { m.Nodes = m.Nodes[:2] }, all, "2 of 3"},
-		{"a device is down", func(m *wirepb.Map) { m.Devices[0].State = uint32(cfs.StateDown) }, all, "5 of 6 devices"},
+		{"a device is down", func(m *wirepb.Map) { m.Devices[0].State = uint32(cfs.StateDown) }, all, "device 1/0 is down"},
+		{"a device is down and known to be lost", func(m *wirepb.Map) {
+			m.Devices[0].State, m.Groups[0].K, m.Groups[0].Slots = uint32(cfs.StateDown), 3, m.Groups[0].Slots[1:]
+		}, map[int][]int{1: {1}, 2: two, 3: two}, ""},
+		{"a device has been drained", func(m *wirepb.Map) {
+			m.Devices[0].State, m.Groups[0].K, m.Groups[0].Slots = uint32(cfs.StateOut), 3, m.Groups[0].Slots[1:]
+			m.Devices[0].Draining = true
+		}, all, ""},
+		{"a device is out, and comes back", func(m *wirepb.Map) {
+			m.Devices[0].State, m.Groups[0].K, m.Groups[0].Slots = uint32(cfs.StateOut), 3, m.Groups[0].Slots[1:]
+		}, all, "is out"},
+		{"a device is full and takes no writes", func(m *wirepb.Map) {
+			m.Devices[0].Full, m.Groups[0].K, m.Groups[0].Slots = true, 3, m.Groups[0].Slots[1:]
+		}, all, ""},
 		{"no group takes writes", func(m *wirepb.Map) { m.Groups[0].Writable = false }, all, "no group of 4+2"},
 		{"the group is narrow", func(m *wirepb.Map) { m.Groups[0].K = 2 }, all, "no group of 4+2"},
 		{"a group writes to a device that is not there", func(m *wirepb.Map) { m.Groups[0].Slots[0].Device = 77 }, all, "not up"},
 	} {
 		m := testMap()
 		c.change(m)
-		err := mapNotUsable(m, c.running, 2)
+		err := mapNotUsable(m, c.running)
 		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %q", c.name, err, c.want)
 		}

@@ -6,9 +6,10 @@
 // A Spec says what is wanted; Start makes the device files, starts the
 // processes and returns when the cluster is usable: every node and device up,
 // a leader known, groups open for writing. Kill, Restart, KillAll and StartAll
-// are the accidents; Mount and Remount are the clients. Each node may have a
-// network namespace of its own, a clock that is off, and a proxy in front that
-// delays or swallows what it is sent (package proxy).
+// are the accidents, with Pause and Resume, LoseDevice and AddDevice; Mount and
+// Remount are the clients. Each node may have a network namespace of its own, a
+// clock that is off, and a proxy in front that delays, swallows, cuts or repeats
+// what it is sent (package proxy).
 //
 // What belongs to a cluster is recorded in cluster.json in its directory, so
 // that another process can Load and stop it. A process is signalled only if its

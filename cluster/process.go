@@ -90,19 +90,20 @@ func (s *spawner) start(argv, env []string, logPath string, dieWithParent syscal
 	return p, nil
 }
 
-// procStat reads when a process started, in clock ticks since boot, and its state.
-func procStat(pid int) (startTicks uint64, state byte, err error) {
+// procStat reads when a process started, in clock ticks since boot, and whether it has
+// ended: it is a zombie, and none of its threads is left, which could hold its sockets.
+func procStat(pid int) (startTicks uint64, ended bool, err error) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, 0, err
+		return 0, false, err
 	}
 	i := bytes.LastIndexByte(raw, ')') // the name before it may hold anything
 	f := strings.Fields(string(raw[i+1:]))
 	if i < 0 || len(f) < 20 {
-		return 0, 0, cfs.Errorf(fmt.Sprintf("read /proc/%d/stat", pid), cfs.Corrupt, "%q", raw)
+		return 0, false, cfs.Errorf(fmt.Sprintf("read /proc/%d/stat", pid), cfs.Corrupt, "%q", raw)
 	}
 	startTicks, err = strconv.ParseUint(f[19], 10, 64)
-	return startTicks, f[0][0], err
+	return startTicks, f[0] == "X" || f[0] == "Z" && (f[17] == "0" || f[17] == "1"), err
 }
 
 // alive reports that the process runs. It is safe on nil.
@@ -117,8 +118,8 @@ func (p *process) alive() bool {
 		default:
 		}
 	}
-	ticks, state, err := procStat(p.PID)
-	return err == nil && ticks == p.StartTicks && state != 'Z' && state != 'X'
+	ticks, ended, err := procStat(p.PID)
+	return err == nil && ticks == p.StartTicks && !ended
 }
 
 // signal sends sig if the process is still the one that was started.

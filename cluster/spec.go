@@ -17,7 +17,7 @@ const (
 	// MaxDevices bounds the devices of a node.
 	MaxDevices = 64
 	// MinDeviceSizeBytes is the least device that is worth formatting.
-	MinDeviceSizeBytes = 256 << 20
+	MinDeviceSizeBytes = 64 << 20
 	// DefaultDeviceSizeBytes is the size of a device where the Spec names none.
 	DefaultDeviceSizeBytes = 8 << 30
 	// DefaultStartTimeout bounds how long Start waits for a usable cluster.
@@ -41,6 +41,8 @@ type Spec struct {
 	Devices int
 	// DeviceSizeBytes is the size of each device file, which is sparse.
 	DeviceSizeBytes int64
+	// OtherSizeBytes are the sizes of devices that differ, by DevicePlace.
+	OtherSizeBytes map[DevicePlace]int64
 	// PrewriteBytes at the start of each device file are written once before the cluster starts,
 	// because first writes to a sparse file cost the file system an allocation each.
 	PrewriteBytes int64
@@ -60,6 +62,17 @@ type Spec struct {
 	StartTimeout time.Duration
 	// Logger is told what is started, stopped and waited for; silent where nil.
 	Logger *slog.Logger
+}
+
+// DevicePlace is a device file of a cluster: the node's number (from 1), the slot on it (from 0).
+type DevicePlace struct{ Node, Slot int }
+
+// deviceSize is the size of a device that the Spec asks for.
+func (s *Spec) deviceSize(at DevicePlace) int64 {
+	if n, ok := s.OtherSizeBytes[at]; ok {
+		return n
+	}
+	return s.DeviceSizeBytes
 }
 
 // complete fills the defaults in and refuses what cannot be.
@@ -96,6 +109,14 @@ func (s *Spec) complete() error {
 	}
 	if _, ok := BestGeometry(s.Nodes, s.Devices); !ok {
 		return cfs.Errorf(op, cfs.Usage, "%d nodes of %d devices cannot hold anything redundantly: at least 3 devices on 2 nodes are needed", s.Nodes, s.Devices)
+	}
+	for at, n := range s.OtherSizeBytes {
+		if at.Node < 1 || at.Node > s.Nodes || at.Slot < 0 || at.Slot >= s.Devices {
+			return cfs.Errorf(op, cfs.Usage, "a size for device %d of node %d, which there is not", at.Slot, at.Node)
+		}
+		if n < MinDeviceSizeBytes {
+			return cfs.Errorf(op, cfs.Usage, "a device of %d bytes: at least %d are needed", n, int64(MinDeviceSizeBytes))
+		}
 	}
 	for n := range s.ClockOffsets {
 		if n < 1 || n > s.Nodes {

@@ -14,7 +14,7 @@ import (
 const StateFile = "cluster.json"
 
 // stateVersion is the version of the state file's form.
-const stateVersion = 1
+const stateVersion = 2
 
 // state is what the state file holds: all that belongs to the cluster.
 type state struct {

@@ -3,6 +3,8 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/claudefs/claudefs/cfs"
@@ -114,20 +116,21 @@ func (c *Cluster) notUsable(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	running := map[int]bool{}
+	running := map[int][]int{}
 	for id := range replies {
-		running[id] = true
+		running[id] = c.st.Nodes[id-1].Serving
 	}
-	return mapNotUsable(replies[leader].GetMap(), running, c.st.Devices)
+	return mapNotUsable(replies[leader].GetMap(), running)
 }
 
-// mapNotUsable is why writes to the running nodes would not be as redundant as they can be.
-func mapNotUsable(m *wirepb.Map, running map[int]bool, devicesPerNode int) error {
+// mapNotUsable is why writes to the running nodes, each with devices in those slots, would
+// not be as redundant as they can be.
+func mapNotUsable(m *wirepb.Map, running map[int][]int) error {
 	const op = "look at the cluster's map"
 	up := 0
 	for _, n := range m.GetNodes() {
 		isUp := cfs.State(n.GetState()) == cfs.StateUp
-		if isUp != running[int(n.GetId())] {
+		if _, runs := running[int(n.GetId())]; isUp != runs {
 			return cfs.Errorf(op, cfs.Unavailable, "node %d is %v", n.GetId(), cfs.State(n.GetState()))
 		}
 		if isUp {
@@ -137,17 +140,33 @@ func mapNotUsable(m *wirepb.Map, running map[int]bool, devicesPerNode int) error
 	if up != len(running) {
 		return cfs.Errorf(op, cfs.Unavailable, "%d of %d running nodes have joined", up, len(running))
 	}
-	upDevices := map[cfs.DeviceID]bool{}
+	states, upDevices, removed := map[cfs.DeviceID]cfs.State{}, map[cfs.DeviceID]bool{}, map[cfs.DeviceID]bool{}
+	usable := map[cfs.NodeID]int{}
 	for _, d := range m.GetDevices() {
-		if id := cfs.DeviceID(d.GetId()); cfs.State(d.GetState()) == cfs.StateUp {
-			upDevices[id] = true
+		id := cfs.DeviceID(d.GetId())
+		states[id] = cfs.State(d.GetState())
+		upDevices[id] = states[id] == cfs.StateUp
+		removed[id] = d.GetDraining() && states[id] == cfs.StateOut
+		if upDevices[id] && !d.GetDraining() && !d.GetFull() {
+			usable[id.Node()]++
 		}
 	}
-	if len(upDevices) != up*devicesPerNode {
-		return cfs.Errorf(op, cfs.Unavailable, "%d of %d devices are up", len(upDevices), up*devicesPerNode)
+	for n, slots := range running {
+		for _, slot := range slots {
+			// One that has been drained is out for good.
+			if id := cfs.MakeDeviceID(cfs.NodeID(n), uint16(slot)); !upDevices[id] && !removed[id] {
+				return cfs.Errorf(op, cfs.Unavailable, "device %v is %v", id, states[id])
+			}
+		}
 	}
-	best, _ := BestGeometry(up, devicesPerNode)
-	found := false
+	return groupsNotUsable(m, upDevices, usable)
+}
+
+// groupsNotUsable is why groups do not take writes as the usable devices of each node allow.
+func groupsNotUsable(m *wirepb.Map, upDevices map[cfs.DeviceID]bool, usable map[cfs.NodeID]int) error {
+	const op = "look at the cluster's groups"
+	best, any := widest(slices.Collect(maps.Values(usable)))
+	found := !any
 	for _, g := range m.GetGroups() {
 		if !g.GetWritable() {
 			continue
@@ -166,10 +185,19 @@ func mapNotUsable(m *wirepb.Map, running map[int]bool, devicesPerNode int) error
 }
 
 // BestGeometry is the widest that so many nodes allow: never two shards of a
-// stripe on a device, never more than m on a node. False where not even copies are possible.
+// stripe on a device, never more than m on one node. False where not even copies are possible.
 func BestGeometry(nodes, devicesPerNode int) (cfs.Geometry, bool) {
+	return widest(slices.Repeat([]int{devicesPerNode}, max(0, nodes)))
+}
+
+// widest is BestGeometry for nodes of so many devices each.
+func widest(devices []int) (cfs.Geometry, bool) {
 	for _, g := range []cfs.Geometry{cfs.Geo4p2, cfs.Geo3p2, cfs.Geo2p2, cfs.Geo1p2} {
-		if nodes*min(devicesPerNode, int(g.M)) >= g.Total() {
+		places := 0
+		for _, n := range devices {
+			places += min(n, int(g.M))
+		}
+		if places >= g.Total() {
 			return g, true
 		}
 	}

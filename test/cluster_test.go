@@ -23,14 +23,36 @@ type record struct {
 	sizes map[string]int64
 }
 
+func newRecord() *record {
+	return &record{files: map[string][sha256.Size]byte{}, sizes: map[string]int64{}}
+}
+
+// add notes what a file holds.
+func (r *record) add(rel string, data []byte) {
+	r.files[rel], r.sizes[rel] = sha256.Sum256(data), int64(len(data))
+}
+
+// fill writes n files of size bytes each to a new directory.
+func (r *record) fill(t *testing.T, point, dir string, n, size int) {
+	t.Helper()
+	if err := os.Mkdir(filepath.Join(point, dir), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		rel := filepath.Join(dir, fmt.Sprintf("%d", i))
+		data := content(uint64(100<<8|i), size)
+		if err := writeFile(filepath.Join(point, rel), data); err != nil {
+			t.Fatalf("write %s: %v", rel, err)
+		}
+		r.add(rel, data)
+	}
+}
+
 // writeAll writes a file of every size, and a sparse one, to a new directory.
 func (r *record) writeAll(t *testing.T, point, dir string, generation uint64) {
 	t.Helper()
 	if err := os.Mkdir(filepath.Join(point, dir), 0o755); err != nil {
 		t.Fatal(err)
-	}
-	add := func(rel string, data []byte) {
-		r.files[rel], r.sizes[rel] = sha256.Sum256(data), int64(len(data))
 	}
 	for i, n := range fileSizes {
 		rel := filepath.Join(dir, fmt.Sprintf("size-%d", n))
@@ -38,7 +60,7 @@ func (r *record) writeAll(t *testing.T, point, dir string, generation uint64) {
 		if err := writeFile(filepath.Join(point, rel), data); err != nil {
 			t.Fatalf("write %s: %v", rel, err)
 		}
-		add(rel, data)
+		r.add(rel, data)
 	}
 	rel := filepath.Join(dir, "sparse")
 	data := make([]byte, 24<<20)
@@ -60,7 +82,7 @@ func (r *record) writeAll(t *testing.T, point, dir string, generation uint64) {
 	if err := f.Sync(); err != nil {
 		t.Fatal(err)
 	}
-	add(rel, data)
+	r.add(rel, data)
 	if end, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_HOLE); err != nil || end >= int64(len(data)) {
 		t.Errorf("%s has no hole: %d, %v", rel, end, err)
 	}
@@ -96,7 +118,7 @@ func (r *record) readAll(t *testing.T, point, when string) {
 func TestFilesSurviveEveryDeath(t *testing.T) {
 	c := start(t, nil)
 	m := mount(t, c, "mnt")
-	r := &record{files: map[string][sha256.Size]byte{}, sizes: map[string]int64{}}
+	r := newRecord()
 	r.writeAll(t, m.Point, "gen-0", 0)
 	remount(t, m)
 	r.readAll(t, m.Point, "all nodes running")

@@ -5,5 +5,11 @@
 //	cluster_test.go   every size of file, each node killed in turn, all killed at once
 //	corrupt_test.go   bytes of live shards flipped on the devices
 //	mounts_test.go    two mounts; the leader killed under writes
+//	model_test.go     random operations; versions_test.go is what they may leave behind
+//	chaos_test.go     the model while nodes, devices and mounts die; the life of devices
+//	bits_test.go      bits flipped all over a device
+//	nospace_test.go   one device full, all full
+//	transport_test.go puts and commands late, cut off, unanswered, sent twice
+//	sleeper_test.go   a mount that sleeps longer than its session lives
 //	launcher_test.go  namespaces, proxies, clocks; demo up and down
 package test

@@ -152,8 +152,9 @@ func mount(t *testing.T, c *cluster.Cluster, name string) *cluster.Mount {
 	if err != nil {
 		t.Fatal(err)
 	}
-	life := time.AfterFunc(mountLife, func() {
-		t.Errorf("the test has used its mount for %v: taking it away", mountLife)
+	most := mountLife + 2**chaosFlag
+	life := time.AfterFunc(most, func() {
+		t.Errorf("the test has used its mount for %v: taking it away", most)
 		m.Kill()
 	})
 	t.Cleanup(func() {

@@ -12,11 +12,15 @@ import (
 	"time"
 )
 
-// eventually waits for what a bounded cache delays.
-func eventually(t *testing.T, what string, ok func() bool) {
+// eventually waits for what a bounded cache delays, or what is done in the background;
+// why says more when it does not come.
+func eventually(t *testing.T, what string, ok func() bool, why ...func() string) {
 	t.Helper()
 	for begun := time.Now(); !ok(); time.Sleep(50 * time.Millisecond) {
 		if time.Since(begun) > patience {
+			for _, f := range why {
+				what += ": " + f()
+			}
 			t.Fatalf("still not after %v: %s", patience, what)
 		}
 	}

@@ -33,6 +33,7 @@ type Proxy struct {
 	conns       map[net.Conn]struct{}
 	healed      chan struct{} // closed while nothing is cut
 	closedBegun bool
+	decide      func(Request) Fate // nil: bytes pass as they come
 }
 
 // New listens at addr ("HOST:PORT", port 0 for any) and forwards to target.
@@ -129,12 +130,19 @@ func (p *Proxy) serve(near net.Conn) {
 		return
 	}
 	defer p.untrack(far)
+	to, from := readBytes, readBytes
+	p.mu.Lock()
+	if p.decide != nil {
+		f := newFrames(p.decide, p.closed)
+		to, from = f.requests, f.replies
+	}
+	p.mu.Unlock()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		p.pump(far, near, &p.toTarget)
+		p.pump(far, near, to, &p.toTarget)
 	}()
-	p.pump(near, far, &p.fromTarget)
+	p.pump(near, far, from, &p.fromTarget)
 	<-done
 }
 
@@ -172,24 +180,33 @@ func (p *Proxy) whole() bool {
 type chunk struct {
 	data []byte
 	due  time.Time
+	last bool // the connection ends after it
 }
 
-// pump moves bytes from src to dst, each after its delay. When src ends dst is
-// told; when dst fails src is closed, so that its sender learns of it.
-func (p *Proxy) pump(dst, src net.Conn, delayNS *atomic.Int64) {
+// readBytes sends what comes, as it comes.
+func readBytes(src net.Conn, send func(chunk)) {
+	buf := make([]byte, chunkBytes)
+	for {
+		n, err := src.Read(buf)
+		if n > 0 {
+			send(chunk{data: bytes.Clone(buf[:n])})
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// pump moves what read takes from src to dst, each chunk after its delay. When src
+// ends dst is told; when dst fails src is closed, so that its sender learns of it.
+func (p *Proxy) pump(dst, src net.Conn, read func(net.Conn, func(chunk)), delayNS *atomic.Int64) {
 	queue := make(chan chunk, maxDelayedChunks)
 	go func() {
 		defer close(queue)
-		buf := make([]byte, chunkBytes)
-		for {
-			n, err := src.Read(buf)
-			if n > 0 {
-				queue <- chunk{bytes.Clone(buf[:n]), time.Now().Add(time.Duration(delayNS.Load()))}
-			}
-			if err != nil {
-				return
-			}
-		}
+		read(src, func(c chunk) {
+			c.due = time.Now().Add(time.Duration(delayNS.Load()))
+			queue <- c
+		})
 	}()
 	broken := false
 	for c := range queue {
@@ -199,7 +216,7 @@ func (p *Proxy) pump(dst, src net.Conn, delayNS *atomic.Int64) {
 		time.Sleep(time.Until(c.due))
 		if !p.whole() {
 			broken = true
-		} else if _, err := dst.Write(c.data); err != nil {
+		} else if _, err := dst.Write(c.data); err != nil || c.last {
 			broken = true
 		}
 		if broken {
