@@ -13,6 +13,8 @@
 //   - [BenchLog]: puts and gets through nvme.Log, beside fio
 //   - [BenchOpen]: the start of a log, closed and killed
 //   - [BenchClean]: what the cleaner writes for each byte that is put
+//   - [BenchEC]: the arithmetic of stripes, on one goroutine over cold memory
+//   - [BenchFile]: files in a mounted cluster, beside fio on the disk below it
 //   - [BenchFio]: the disk alone
 //
 // Each returns a [Report], which prints as a table, as JSON and in Go's benchmark
@@ -20,6 +22,12 @@
 // verdict on each target. Files that a bench makes are written once in full
 // before the clock runs, and removed at the end; what exists is read, and is
 // written only when the caller says so.
+//
+// BenchFile drives a cluster as a person would: it starts, breaks, mounts anew and
+// removes it by `cfs demo`, and asks its servers over the wire. Reads are cold because
+// the mount is a new one, and the counters of its client must agree; a read with a node
+// dead must have reconstructed something. What a shape asks of a server that does not
+// answer fails the bench.
 //
 // # Numbers
 //
@@ -32,6 +40,6 @@
 // # Reading order
 //
 // report.go (what comes out), drive.go (one round), rounds.go (turns), engines.go
-// and io.go, logrig.go and logbench.go, openbench.go, cleanbench.go, then
-// targets.go and gate.go.
+// and io.go, logrig.go and logbench.go, openbench.go, cleanbench.go, ecbench.go, file.go (with
+// filecluster.go, fileshapes.go, overwrite.go), then targets.go and gate.go.
 package perf

@@ -31,16 +31,16 @@ func (r *Report) Table() [][]string {
 			}
 		}
 	}
-	ratios := false
-	for _, row := range r.Rows {
-		ratios = ratios || row.base != nil
-	}
+	ratios, others := r.ratioColumns()
 	titles := append([]string{}, labels...)
 	for _, m := range metrics {
 		titles = append(titles, m.title)
 	}
-	if ratios {
-		titles = append(titles, "IOPS/fio", "CPU/fio")
+	for _, c := range ratios {
+		titles = append(titles, c.title)
+	}
+	if others {
+		titles = append(titles, "ratio to")
 	}
 	table := [][]string{titles}
 	for _, row := range r.Rows {
@@ -51,12 +51,47 @@ func (r *Report) Table() [][]string {
 		for _, m := range metrics {
 			cells = append(cells, cell(row.Median, m.metric, m.format, m.scale))
 		}
-		if ratios {
-			cells = append(cells, cell(row.Ratios, IOPS, "%.2f", 1), cell(row.Ratios, CPUPerOp, "%.2f", 1))
+		for _, c := range ratios {
+			cells = append(cells, cell(row.Ratios, c.metric, "%.2f", 1))
+		}
+		if others {
+			cells = append(cells, orDash(row.RatioTo))
 		}
 		table = append(table, cells)
 	}
 	return table
+}
+
+// ratioColumn is a column of ratios.
+type ratioColumn struct {
+	metric Metric
+	title  string
+}
+
+// ratioTable is in the order of the columns.
+var ratioTable = []ratioColumn{{IOPS, "IOPS"}, {BytesPerSecond, "MB/s"}, {P99, "p99"}, {CPUPerOp, "CPU"}}
+
+// ratioColumns are those that a row has; others says that a row's ratios are to something
+// else than fio.
+func (r *Report) ratioColumns() (columns []ratioColumn, others bool) {
+	for _, row := range r.Rows {
+		others = others || row.base != nil && row.base.Labels["engine"] != EngineFio
+	}
+	for _, c := range ratioTable {
+		for _, row := range r.Rows {
+			if _, ok := row.Ratios[c.metric]; !ok {
+				continue
+			}
+			if others {
+				c.title += " ratio"
+			} else {
+				c.title += "/fio"
+			}
+			columns = append(columns, c)
+			break
+		}
+	}
+	return columns, others
 }
 
 func orDash(s string) string {
@@ -126,8 +161,8 @@ func oneWord(s string) string { return strings.Join(strings.Fields(s), " ") }
 
 // title makes a bench's name a benchmark's: IO, Log.
 func title(s string) string {
-	if s == "io" {
-		return "IO"
+	if s == "io" || s == "ec" {
+		return strings.ToUpper(s)
 	}
 	return strings.ToUpper(s[:1]) + s[1:]
 }

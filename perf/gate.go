@@ -36,6 +36,8 @@ var benchTable = map[string]func() benchPlan{
 	"log":   func() benchPlan { return &LogConfig{} },
 	"open":  func() benchPlan { return &OpenConfig{} },
 	"clean": func() benchPlan { return &CleanConfig{} },
+	"ec":    func() benchPlan { return &ECConfig{} },
+	"file":  func() benchPlan { return &FileConfig{} },
 }
 
 func benchNames() []string { return slices.Sorted(maps.Keys(benchTable)) }
@@ -87,6 +89,27 @@ func (c *CleanConfig) run(ctx context.Context, g *gateRun, _ *TargetFile, times 
 	return BenchClean(ctx, cfg)
 }
 
+func (c *ECConfig) valid(int64) error { return c.check() }
+
+func (c *ECConfig) run(ctx context.Context, g *gateRun, _ *TargetFile, times int) (*Report, error) {
+	cfg := *c
+	cfg.Rounds, cfg.Progress = c.Rounds*times, g.progress
+	return BenchEC(ctx, cfg)
+}
+
+func (c *FileConfig) valid(int64) error {
+	cfg := *c
+	cfg.complete()
+	return cfg.check()
+}
+
+func (c *FileConfig) run(ctx context.Context, g *gateRun, _ *TargetFile, times int) (*Report, error) {
+	cfg := *c
+	cfg.Rounds, cfg.Progress = c.Rounds*times, g.progress
+	cfg.Cfs, cfg.Dir = g.cfg.Cfs, g.dir
+	return BenchFile(ctx, cfg)
+}
+
 // GateConfig says what a gate runs.
 type GateConfig struct {
 	Name  string // of the profile, for the report
@@ -94,6 +117,8 @@ type GateConfig struct {
 	// Dir is where the benches' files go, below a new directory that is removed; it is
 	// the disk that is measured.
 	Dir string
+	// Cfs is FileConfig's.
+	Cfs string
 	// Kill is OpenConfig's.
 	Kill     func(ctx context.Context, cfg FillConfig) error
 	Progress Progress

@@ -38,7 +38,7 @@ func TestBuiltInTargets(t *testing.T) {
 			names[target.Name] = true
 		}
 	}
-	for _, want := range []string{"randread-4k-depth32-iops", "randread-4k-depth128-cpu", "log-put-256k-depth8", "log-open-killed", "log-clean-hot"} {
+	for _, want := range []string{"randread-4k-depth32-iops", "randread-4k-depth128-cpu", "log-put-256k-depth8", "log-open-killed", "log-clean-hot", "ec-encode-cpu", "file-write", "file-slow-share"} {
 		if !names[want] {
 			t.Errorf("no target %s", want)
 		}
@@ -50,6 +50,35 @@ func TestBuiltInTargets(t *testing.T) {
 	onDisk, err := ReadTargets(os.DirFS("targets/ci"))
 	if err != nil || len(onDisk) != len(files) {
 		t.Errorf("%d files built in, %d there: %v", len(files), len(onDisk), err)
+	}
+}
+
+func TestBuiltInFileTargetsNameRows(t *testing.T) {
+	dir, err := Profile("ci")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := ReadTargets(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		plan, ok := f.plan.(*FileConfig)
+		if !ok {
+			continue
+		}
+		if !slices.Equal(slices.Sorted(slices.Values(plan.Shapes)), slices.Sorted(slices.Values(ShapeNames()))) {
+			t.Errorf("%s leaves shapes out: %v", f.Path, plan.Shapes)
+		}
+		for _, target := range f.Targets {
+			op := target.Of["op"]
+			if by := map[string]string{"readback": ShapeOverwrite, "foreground": ShapeRebuild}; by[op] != "" {
+				op = by[op]
+			}
+			if !plan.has(op) {
+				t.Errorf("%s: no shape gives %v", target.Name, target.Of)
+			}
+		}
 	}
 }
 

@@ -37,6 +37,14 @@ const (
 	Amplification  Metric = "write_amplification"   // record bytes written, by puts and by the cleaner, for each byte put
 	DeviceWritten  Metric = "device_amplification"  // all bytes written to the device for each byte put
 	RecordsPerHead Metric = "records_per_write"     // records that share one write
+
+	CorePerGB     Metric = "core_s_per_gb"     // processor seconds for each 10^9 bytes of data
+	Reads         Metric = "reads"             // by the application
+	SlowShare     Metric = "slow_share"        // reads of shards that the slow node served for each read
+	OccupiedBytes Metric = "occupied_per_byte" // of device segments that hold anything, for each byte of the file
+	LiveBytes     Metric = "live_per_byte"     // of live records on devices, for each byte of the file
+	SettleSeconds Metric = "settle_s"          // until the devices' figures came to rest
+	MovedRate     Metric = "moved_per_second"  // bytes read and written on devices by a rebuild, each second
 )
 
 // metricInfo says how a metric is shown.
@@ -72,6 +80,13 @@ var metricTable = []metricInfo{
 	{Amplification, "write amplification", "%.3f", 1, "amplification", 1, "lower"},
 	{DeviceWritten, "with headers", "%.3f", 1, "device-amplification", 1, "lower"},
 	{RecordsPerHead, "records/write", "%.1f", 1, "records/write", 1, ""},
+	{CorePerGB, "core s/GB", "%.3f", 1, "core-ns/GB", 1e9, "lower"},
+	{Reads, "reads", "%.0f", 1, "reads", 1, ""},
+	{SlowShare, "slow node's share", "%.2f", 1, "", 0, ""},
+	{OccupiedBytes, "occupied/byte", "%.2f", 1, "occupied/B", 1, "lower"},
+	{LiveBytes, "live/byte", "%.2f", 1, "live/B", 1, "lower"},
+	{SettleSeconds, "settle s", "%.1f", 1, "settle-ns", 1e9, "lower"},
+	{MovedRate, "moved MB/s", "%.1f", 1e-6, "moved-MB/s", 1e-6, "higher"},
 }
 
 func infoOf(m Metric) *metricInfo {
@@ -120,10 +135,11 @@ type Row struct {
 	Median Values   `json:"median"`
 	// RatioTo names the row that Ratios are taken to; empty for none.
 	RatioTo string `json:"ratio_to,omitempty"`
-	// Ratios of IOPS and CPU time, each the median over the rounds.
+	// Ratios of IOPS and CPU time, or what the bench compares, each the median over the rounds.
 	Ratios Values `json:"ratios,omitempty"`
 
-	base *Row
+	base    *Row
+	compare []Metric // what Ratios are of; nil for IOPS and CPU time
 }
 
 // finish takes the medians.
@@ -138,7 +154,11 @@ func (r *Row) finish() {
 		return
 	}
 	r.RatioTo, r.Ratios = r.base.Labels.String(), Values{}
-	for _, m := range []Metric{IOPS, CPUPerOp} {
+	compare := r.compare
+	if compare == nil {
+		compare = []Metric{IOPS, CPUPerOp}
+	}
+	for _, m := range compare {
 		if v, ok := r.ratio(r.base, m); ok {
 			r.Ratios[m] = v
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -21,6 +22,7 @@ type gateFlags struct {
 	targets string
 	dir     string
 	file    string
+	cfs     string
 }
 
 func gateCommand() *cobra.Command {
@@ -39,6 +41,7 @@ all; the best median counts, and the table says how often it ran.`,
 	fl.StringVar(&f.profile, "profile", "ci", "the targets that are built in under this name")
 	fl.StringVar(&f.targets, "targets", "", "a directory of target files, instead of those that are built in")
 	fl.StringVar(&f.dir, "dir", defaultDir(), "where the files to measure on are made, and removed at the end: the disk that counts")
+	fl.StringVar(&f.cfs, "cfs", besideSelf("cfs"), "the program that clusters are started with")
 	fl.StringVar(&f.file, "out", "", "write the JSON document to this file, too")
 	return cmd
 }
@@ -50,6 +53,15 @@ func defaultDir() string {
 		return disk
 	}
 	return os.TempDir()
+}
+
+// besideSelf is the path of another program in this one's directory.
+func besideSelf(name string) string {
+	self, err := os.Executable()
+	if err != nil {
+		return name
+	}
+	return filepath.Join(filepath.Dir(self), name)
 }
 
 func (f *gateFlags) run(cmd *cobra.Command, _ []string) error {
@@ -71,7 +83,7 @@ func (f *gateFlags) run(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	progress, clear := progressOn(cmd.ErrOrStderr())
-	rep, err := perf.RunGate(cmd.Context(), perf.GateConfig{Name: name, Files: files, Dir: f.dir, Kill: fillAndDie, Progress: progress})
+	rep, err := perf.RunGate(cmd.Context(), perf.GateConfig{Name: name, Files: files, Dir: f.dir, Cfs: f.cfs, Kill: fillAndDie, Progress: progress})
 	clear()
 	if err != nil {
 		return err

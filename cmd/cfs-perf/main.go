@@ -13,7 +13,7 @@ import (
 func main() {
 	root := &cobra.Command{
 		Use:   "cfs-perf",
-		Short: "measure the I/O engines and the log on a device, beside fio",
+		Short: "measure the I/O engines, the log on a device and files in a cluster, beside fio",
 		Long: `Measures beside fio on the same disk, in turns, and prints medians over the rounds.
 A ratio means something on any machine, a rate on this one.`,
 	}

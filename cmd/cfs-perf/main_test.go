@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -81,7 +82,7 @@ func TestUsage(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "data")
 	for _, c := range []struct{ args, want string }{
 		{"", "missing command: one of bench, fio, gate"},
-		{"bench", "missing command: one of clean, io, log, open"},
+		{"bench", "missing command: one of clean, ec, file, io, log, open"},
 		{"bench io", `required flag(s) "device" not set`},
 		{"bench io --device PATH --engine libaio", "--engine: \"libaio\" is none of native"},
 		{"bench io --device PATH --bs 5", "--bs: 5 bytes"},
@@ -95,6 +96,14 @@ func TestUsage(t *testing.T) {
 		{"bench log --device PATH --depth 0", "--depth"},
 		{"bench open --device PATH --records 0", "--records"},
 		{"bench clean --live 2", "--live"},
+		{"bench ec --working-set 1MiB", "--working-set"},
+		{"bench file --shape up", "--shape: \"up\" is none of overwrite"},
+		{"bench file --mount PATH --shape slow", "--shape: slow breaks the cluster"},
+		{"bench file --mount PATH --shape overwrite", "it needs --server"},
+		{"bench file --file 1MiB", "--file"},
+		{"bench file --runtime 0s", "--runtime"},
+		{"bench file --settle -1s", "--settle"},
+		{"bench file --rounds 0", "--rounds"},
 		{"fio --device PATH --rounds -1", "--rounds"},
 		{"gate --profile nightly", "--profile: \"nightly\" is none of ci"},
 	} {
@@ -168,6 +177,73 @@ func TestUncleanOpen(t *testing.T) {
 	if len(rep.Rows) != 2 || rep.Rows[0].Labels["state"] != "killed" || rep.Rows[0].Median[perf.Records] < 1000 {
 		t.Errorf("%s", text)
 	}
+}
+
+// A bench that is told to end while its cluster runs leaves no cluster, mount or file.
+func TestInterruptedFileBench(t *testing.T) {
+	needRing(t)
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		t.Skip("no FUSE: ", err)
+	}
+	if _, err := exec.LookPath("fio"); err != nil {
+		t.Skip("no fio: ", err)
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "cfs-perf-test-")
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	program := filepath.Join(t.TempDir(), "cfs")
+	build := exec.Command("go", "build", "-o", program, "../cfs")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	cmd := exec.Command(bin, "bench", "file", "--cfs", program, "--dir", dir, "--file", "8MiB", "--device-size", "256MiB",
+		"--shape", "syncwrite", "--rounds", "1000", "--runtime", "100ms")
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(testPatience); !measuring(t, dir); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			cmd.Process.Kill()
+			t.Fatalf("it does not begin: %s", said.String())
+		}
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 1 || !strings.Contains(said.String(), "cfs-perf bench file") {
+		t.Errorf("%v: %s", err, said.String())
+	}
+	if names, err := os.ReadDir(dir); err != nil || len(names) != 0 {
+		t.Errorf("left behind: %v, %v", names, err)
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err != nil || bytes.Contains(mounts, []byte(dir)) {
+		t.Errorf("still mounted: %v\n%s", err, mounts)
+	}
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range lines {
+		if text, err := os.ReadFile(path); err == nil && bytes.Contains(text, []byte(dir)) {
+			t.Errorf("still running: %s: %q", path, text)
+		}
+	}
+}
+
+// measuring reports that a bench has made its file in the mount of a cluster below dir.
+func measuring(t *testing.T, dir string) bool {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(dir, "cfs-perf-*", "cluster", "mnt", "cfs-perf-*", "synced"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(found) > 0
 }
 
 // gateTargets has one target that is met and one that cannot be.
