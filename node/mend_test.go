@@ -81,6 +81,9 @@ func TestDrainAndRebuild(t *testing.T) {
 	checkFiles()
 	waitFor(t, "what the node had is made anew", func() bool {
 		m := nodes[0].raft.Map()
+		if len(m.Jobs) < 3 { // of the drained device, and of two that are lost
+			return false
+		}
 		for _, j := range m.Jobs {
 			if j.State != cfs.JobDone {
 				return false
