@@ -512,7 +512,7 @@ func TestRestripeLoop(t *testing.T) {
 	})
 	stop := running(t, r, RestripeConfig{MinAge: time.Minute, Idle: time.Hour})
 	eventually(t, "both are rewritten, and the pass after that has found nothing", func() bool {
-		return r.Stats().RestripedWindows() == 2 && asked.Load() == 4
+		return r.Stats().RestripedWindows() == 2 && asked.Load() == 4 && r.Stats().RestripeConflicts() == 2
 	})
 	stop()
 	if s := r.Stats(); s.RestripedBytes() != 2*testWindow || s.RestripeConflicts() != 2 || s.RestripeFailures() != 0 {
