@@ -188,11 +188,23 @@ func TestCorruptShardsAreReconstructed(t *testing.T) {
 		return int(after["claudefs_client_crc_failures_total"]), int(after["claudefs_client_shards_reconstructed_total"])
 	}
 
+	// The cleaner may have moved a shard: its block is flipped wherever it is now.
+	corrupt := func(blocks ...int) {
+		t.Helper()
+		found := findBlocks(t, c, devices, all)
+		for _, b := range blocks {
+			if len(found[b]) == 0 {
+				t.Fatalf("block %d is on no device", b)
+			}
+			for _, p := range found[b] {
+				flip(t, p)
+			}
+		}
+	}
+
 	// One shard of each stripe: so many are found, and so many computed, where no read is hedged.
 	bad := []run{shards[0], shards[perFile/2+1]}
-	for i, s := range bad {
-		flip(t, s.blocks[(i*77)%len(s.blocks)])
-	}
+	corrupt(bad[0].first, bad[1].first+77)
 	failures, reconstructed := readBack("one corrupt shard in each stripe", 0)
 	if failures != len(bad) || reconstructed < len(bad) {
 		t.Errorf("%d CRC failures and %d reconstructed shards were counted for %d corrupt shards", failures, reconstructed, len(bad))
@@ -203,17 +215,14 @@ func TestCorruptShardsAreReconstructed(t *testing.T) {
 	})
 
 	// Two in the same rows of a stripe: as much as 4+2 bears.
-	flip(t, shards[perFile].blocks[0])
-	flip(t, shards[perFile+1].blocks[0])
+	corrupt(shards[perFile].first, shards[perFile+1].first)
 	failures, reconstructed = readBack("two corrupt shards in one stripe", 1)
 	if failures < 2 || reconstructed < 2 {
 		t.Errorf("%d CRC failures and %d reconstructed shards were counted for two corrupt shards", failures, reconstructed)
 	}
 
 	// Three are one too many: an error then, and never wrong bytes.
-	for i := range 3 {
-		flip(t, shards[2*perFile+i].blocks[0])
-	}
+	corrupt(shards[2*perFile].first, shards[2*perFile+1].first, shards[2*perFile+2].first)
 	remount(t, m)
 	if _, err := os.ReadFile(paths[2]); !errors.Is(err, unix.EIO) {
 		t.Errorf("with three corrupt shards in one stripe: %v, want EIO", err)
