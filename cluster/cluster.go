@@ -15,6 +15,7 @@ import (
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/cluster/proxy"
+	"github.com/claudefs/claudefs/internal/scrape"
 )
 
 const (
@@ -443,5 +444,6 @@ func (c *Cluster) NodeMetrics(ctx context.Context, nodeID int) (map[string]float
 	if err != nil {
 		return nil, err
 	}
-	return scrape(ctx, n.Metrics)
+	samples, err := scrape.Read(ctx, n.Metrics)
+	return scrape.Sums(samples), err
 }

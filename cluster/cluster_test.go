@@ -1,7 +1,6 @@
 package cluster
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -221,34 +220,6 @@ func TestDeviceFileIsNew(t *testing.T) {
 	if err := makeDevice(path, 64<<20); cfs.KindOf(err) != cfs.Exists {
 		t.Errorf("a second device file at the same path: %v", err)
 	}
-}
-
-func TestParseMetrics(t *testing.T) {
-	got, err := parseMetrics(strings.NewReader(`# HELP a_total Things.
-# TYPE a_total counter
-a_total 3
-b_total{op="x y",path="}1"} 1.5e3
-b_total{op="z"} 1 1700000000
-
-`))
-	if err != nil || got["a_total"] != 3 || got["b_total"] != 1501 || len(got) != 2 {
-		t.Errorf("got %v, %v", got, err)
-	}
-	for _, bad := range []string{"a", "a x", "a{"} {
-		if _, err := parseMetrics(strings.NewReader(bad)); err == nil {
-			t.Errorf("%q was taken", bad)
-		}
-	}
-}
-
-func FuzzParseMetrics(f *testing.F) {
-	f.Add([]byte("a 1\nb{c=\"d\"} 2\n"))
-	f.Add([]byte("}{ 1"))
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		if _, err := parseMetrics(bytes.NewReader(raw)); err != nil && cfs.KindOf(err) != cfs.Corrupt && cfs.KindOf(err) != cfs.IO {
-			t.Errorf("%v", err)
-		}
-	})
 }
 
 func TestBestGeometry(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/scrape"
 )
 
 const (
@@ -162,7 +163,8 @@ func (m *Mount) Kill() error {
 
 // Counters are the values that the daemon's /metrics serves, those of one name added up.
 func (m *Mount) Counters(ctx context.Context) (map[string]float64, error) {
-	return scrape(ctx, m.Metrics)
+	samples, err := scrape.Read(ctx, m.Metrics)
+	return scrape.Sums(samples), err
 }
 
 // mounted reports that the kernel has a file system of ours at the mount point.

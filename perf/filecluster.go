@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/scrape"
 	"github.com/claudefs/claudefs/internal/units"
 	"github.com/claudefs/claudefs/wire"
 	"github.com/claudefs/claudefs/wire/wirepb"
@@ -244,6 +245,15 @@ func (c *ownCluster) shardReads(ctx context.Context, node int) (float64, error) 
 // mountCounter is a figure of the mount's client.
 func (c *ownCluster) mountCounter(ctx context.Context, name string) (float64, error) {
 	return counter(ctx, c.state.Mounts[0].Metrics, "claudefs_client_"+name, "")
+}
+
+// counter is one figure of a process: the sum of the samples of a name that carry a label.
+func counter(ctx context.Context, addr, name, label string) (float64, error) {
+	samples, err := scrape.Read(ctx, addr)
+	if err != nil {
+		return 0, err
+	}
+	return scrape.Sum(samples, name, label)
 }
 
 // question asks a server something on a connection of its own.

@@ -25,8 +25,8 @@ var importTable = []row{
 
 	{"fuse", []string{"client", "cfs"}, "a front end stands on the client alone"},
 	{"node", []string{"store", "raftmeta", "client", "wire", "wire/wirepb", "nvme", "iopath", "cfs"}, "a node joins the services of a server; its restriper is a client of its own cluster"},
-	{"cluster", []string{"wire", "wire/wirepb", "internal/rawdisk", "cfs"}, "a cluster drives the binaries by exec, as a user does"},
-	{"perf", []string{"client", "wire", "wire/wirepb", "nvme", "iopath", "ec", "cfs", "bpf", "internal/rawdisk", "internal/units"}, "a load tool drives servers by exec and measures the client and the mechanisms"},
+	{"cluster", []string{"wire", "wire/wirepb", "internal/rawdisk", "internal/scrape", "cfs"}, "a cluster drives the binaries by exec, as a user does"},
+	{"perf", []string{"client", "wire", "wire/wirepb", "nvme", "iopath", "ec", "cfs", "bpf", "internal/rawdisk", "internal/scrape", "internal/units"}, "a load tool drives servers by exec and measures the client and the mechanisms"},
 	{"bpf", []string{"cfs"}, "observation stands beside what it observes"},
 
 	{"client", []string{"wire", "wire/wirepb", "ec", "iopath", "cfs"}, "a client speaks wire: it never reaches into a service"},
@@ -45,6 +45,7 @@ var importTable = []row{
 	{"cfs", nil, "the vocabulary is a leaf: everybody imports it"},
 	{"internal", nil, "internal packages are leaves"},
 	{"internal/rawdisk", []string{"cfs"}, "what the demo and perf both measure a disk with"},
+	{"internal/scrape", []string{"cfs"}, "what the demo and perf both read a process's figures with"},
 }
 
 // pureDirs may not import internal/invariants either: they are leaves, or
