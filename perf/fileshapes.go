@@ -3,7 +3,6 @@ package perf
 import (
 	"context"
 	"errors"
-	"io"
 	"math/rand/v2"
 	"os"
 	"strconv"
@@ -271,56 +270,17 @@ func (p *places) write(f *os.File) error {
 }
 
 // writeFile writes a new file in order and fsyncs it. The time is until that returns.
-func writeFile(ctx context.Context, path string, size int64, seed uint64) (v Values, err error) {
-	op := "write " + path
-	buf := make([]byte, largeBytes)
-	fill(buf, seed)
-	begun := time.Now()
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-	if err != nil {
-		return nil, cfs.E(op, cfs.KindOf(err), err)
-	}
-	defer func() {
-		if cerr := f.Close(); cerr != nil && err == nil {
-			err = cfs.E(op, cfs.KindOf(cerr), cerr)
-		}
-	}()
-	for off := int64(0); off < size; off += largeBytes {
-		if ctx.Err() != nil {
-			return nil, cfs.E(op, cfs.Canceled, context.Cause(ctx))
-		}
-		if _, err := f.Write(buf[:min(largeBytes, size-off)]); err != nil {
-			return nil, cfs.E(op, cfs.KindOf(err), err)
-		}
-	}
-	if err := f.Sync(); err != nil {
-		return nil, cfs.E(op, cfs.KindOf(err), err)
-	}
-	return Values{BytesPerSecond: float64(size) / time.Since(begun).Seconds()}, nil
+func writeFile(ctx context.Context, path string, size int64, seed uint64) (Values, error) {
+	chunk := make([]byte, largeBytes)
+	fill(chunk, seed)
+	rate, err := rawdisk.SeqWrite(ctx, path, size, chunk)
+	return Values{BytesPerSecond: rate}, err
 }
 
 // readFile reads a file from its start to its end.
 func readFile(ctx context.Context, path string) (Values, error) {
-	op := "read " + path
-	buf := make([]byte, largeBytes)
-	begun := time.Now()
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, cfs.E(op, cfs.KindOf(err), err)
-	}
-	defer f.Close()
-	for total := 0; ; {
-		n, err := f.Read(buf)
-		total += n
-		switch {
-		case err == io.EOF:
-			return Values{BytesPerSecond: float64(total) / time.Since(begun).Seconds()}, nil
-		case err != nil:
-			return nil, cfs.E(op, cfs.KindOf(err), err)
-		case ctx.Err() != nil:
-			return nil, cfs.E(op, cfs.Canceled, context.Cause(ctx))
-		}
-	}
+	rate, err := rawdisk.SeqRead(ctx, path)
+	return Values{BytesPerSecond: rate}, err
 }
 
 // dropCached has the kernel forget a file's pages.

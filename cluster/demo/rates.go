@@ -3,7 +3,6 @@ package demo
 import (
 	"context"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,57 +20,9 @@ const rounds = 3
 
 // seqWrite writes n bytes to a new file, fsyncs and closes it: bytes per second until the fsync returned.
 func seqWrite(ctx context.Context, path string, n int64) (float64, error) {
-	op := "write " + path
-	buf := make([]byte, ioBytes)
-	newPattern(1).Read(buf)
-	begun := time.Now()
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
-	if err != nil {
-		return 0, cfs.E(op, cfs.KindOf(err), err)
-	}
-	defer f.Close()
-	for off := int64(0); off < n; off += ioBytes {
-		if ctx.Err() != nil {
-			return 0, cfs.E(op, cfs.Canceled, ctx.Err())
-		}
-		if _, err := f.Write(buf); err != nil {
-			return 0, cfs.E(op, cfs.KindOf(err), err)
-		}
-	}
-	if err := f.Sync(); err != nil {
-		return 0, cfs.E(op, cfs.KindOf(err), err)
-	}
-	rate := perSecond(n, time.Since(begun))
-	if err := f.Close(); err != nil {
-		return 0, cfs.E(op, cfs.KindOf(err), err)
-	}
-	return rate, nil
-}
-
-// seqRead reads a file from its start to its end: bytes per second.
-func seqRead(ctx context.Context, path string) (float64, error) {
-	op := "read " + path
-	buf := make([]byte, ioBytes)
-	begun := time.Now()
-	f, err := os.Open(path)
-	if err != nil {
-		return 0, cfs.E(op, cfs.KindOf(err), err)
-	}
-	defer f.Close()
-	var total int64
-	for {
-		n, err := f.Read(buf)
-		total += int64(n)
-		if err == io.EOF {
-			return perSecond(total, time.Since(begun)), nil
-		}
-		if err == nil && ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		if err != nil {
-			return 0, cfs.E(op, cfs.KindOf(err), err)
-		}
-	}
+	chunk := make([]byte, ioBytes)
+	newPattern(1).Read(chunk)
+	return rawdisk.SeqWrite(ctx, path, n, chunk)
 }
 
 // creates makes and closes n empty files, one after the other: files per second.
@@ -152,7 +103,7 @@ func (d *demo) sequentialRates(ctx context.Context) error {
 		if err := d.remount(ctx); err != nil {
 			return err
 		}
-		if rate, err = seqRead(ctx, path); err != nil {
+		if rate, err = rawdisk.SeqRead(ctx, path); err != nil {
 			return err
 		}
 		read = append(read, rate)

@@ -5,5 +5,5 @@
 // or merely allocated file costs a third of the write rate, and its reads never
 // reach the disk. [Prewrite] writes a file once in full. [RunFio] runs one
 // [Job] with io_uring, direct, registered buffers and file, and reads fio's
-// report.
+// report. [SeqWrite] and [SeqRead] take the rate of a file as a program sees it.
 package rawdisk

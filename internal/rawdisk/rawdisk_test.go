@@ -156,3 +156,31 @@ func TestPrewriteAllocates(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
+
+func TestSeq(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "f")
+	chunk := []byte("0123456789")
+	if rate, err := SeqWrite(t.Context(), path, 25, chunk); err != nil || rate <= 0 {
+		t.Fatalf("%g, %v", rate, err)
+	}
+	if got, err := os.ReadFile(path); err != nil || string(got) != "0123456789012345678901234" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if rate, err := SeqRead(t.Context(), path); err != nil || rate <= 0 {
+		t.Errorf("%g, %v", rate, err)
+	}
+	if _, err := SeqWrite(t.Context(), path, 25, chunk); cfs.KindOf(err) != cfs.Exists {
+		t.Errorf("over a file: %v", err)
+	}
+	if _, err := SeqRead(t.Context(), path+"x"); cfs.KindOf(err) != cfs.NotFound {
+		t.Errorf("no file: %v", err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := SeqRead(ctx, path); cfs.KindOf(err) != cfs.Canceled {
+		t.Errorf("given up: %v", err)
+	}
+	if _, err := SeqWrite(ctx, path+"y", 25, chunk); cfs.KindOf(err) != cfs.Canceled {
+		t.Errorf("given up: %v", err)
+	}
+}
