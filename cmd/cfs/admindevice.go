@@ -52,6 +52,19 @@ func checkPath(path string) error {
 	return nil
 }
 
+// known is a device by its name, and the cluster, which has it.
+func known(c *cobra.Command, cc *conn, name string) (cfs.DeviceID, *state, error) {
+	id, err := parseDevice(name)
+	if err != nil {
+		return 0, nil, err
+	}
+	s, err := cc.status(c.Context())
+	if err == nil {
+		_, err = s.device(id)
+	}
+	return id, s, err
+}
+
 // addDevice asks a node to serve a device.
 func (f *adminFlags) addDevice(c *cobra.Command, cc *conn, n *cfs.Node, path string, force bool) (cfs.DeviceID, error) {
 	reply := &wirepb.AdminReply{}
@@ -121,15 +134,8 @@ func isUp(s *state, id cfs.DeviceID) bool {
 }
 
 func (f *adminFlags) deviceRemove(c *cobra.Command, cc *conn, name string, force, wait bool) error {
-	id, err := parseDevice(name)
+	id, s, err := known(c, cc, name)
 	if err != nil {
-		return err
-	}
-	s, err := cc.status(c.Context())
-	if err != nil {
-		return err
-	}
-	if _, err := s.device(id); err != nil {
 		return err
 	}
 	text, err := f.remove(c, cc, s, id, force, wait)
@@ -188,18 +194,11 @@ func removed(s *state, id cfs.DeviceID, before *cfs.Job) outcome {
 }
 
 func (f *adminFlags) deviceReplace(c *cobra.Command, cc *conn, name, path string, force, wait bool) error {
-	old, err := parseDevice(name)
-	if err != nil {
-		return err
-	}
 	if err := checkPath(path); err != nil {
 		return err
 	}
-	s, err := cc.status(c.Context())
+	old, s, err := known(c, cc, name)
 	if err != nil {
-		return err
-	}
-	if _, err := s.device(old); err != nil {
 		return err
 	}
 	n, err := s.node(old.Node())
@@ -279,15 +278,8 @@ func (f *adminFlags) jobCommand() *cobra.Command {
 
 // steer changes the job of a device; done says what it does then.
 func (f *adminFlags) steer(c *cobra.Command, cc *conn, name string, req *wirepb.Admin, done string) error {
-	id, err := parseDevice(name)
+	id, s, err := known(c, cc, name)
 	if err != nil {
-		return err
-	}
-	s, err := cc.status(c.Context())
-	if err != nil {
-		return err
-	}
-	if _, err := s.device(id); err != nil {
 		return err
 	}
 	j := s.job(id)
