@@ -2,6 +2,7 @@ package node
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"net"
 	"os"
@@ -50,18 +51,57 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 	}
 }
 
+// startNodes starts a cluster in this process, each node with a directory of its own below dir.
+func startNodes(t *testing.T, dir string, count int, change func(*Config)) (addrs []string, nodes []*Node) {
+	t.Helper()
+	addrs = freeAddrs(t, count)
+	for i, addr := range addrs {
+		cfg := aloneConfig(t, mkdir(t, dir, fmt.Sprint(i+1)))
+		cfg.NodeID, cfg.Listen, cfg.Seeds = cfs.NodeID(i+1), addr, addrs
+		change(&cfg)
+		nodes = append(nodes, start(t, cfg))
+	}
+	return addrs, nodes
+}
+
+// connect is a client of a cluster, closed at the test's end, before nodes that were started before it.
+func connect(t *testing.T, addrs []string) *client.Client {
+	t.Helper()
+	c, err := client.New(t.Context(), client.Config{Servers: addrs, ClusterID: "one", Name: "test"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), testPatience)
+		defer cancel()
+		if err := c.Close(ctx); err != nil {
+			t.Errorf("close the client: %v", err)
+		}
+	})
+	return c
+}
+
+// checkFile wants a file to read back.
+func checkFile(t *testing.T, c *client.Client, ino cfs.Ino, what string, want []byte) {
+	t.Helper()
+	f, err := c.Open(t.Context(), ino, os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, len(want))
+	if n, err := f.Read(t.Context(), got, 0); err != nil || !bytes.Equal(got[:n], want) {
+		t.Errorf("%s: %d bytes back, %v", what, n, err)
+	}
+	if err := f.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Three nodes in this process: a file is striped over their devices, its shards
 // go from all of them when it is deleted, and the two that are left find a new
 // leader to live under.
 func TestThreeNodes(t *testing.T) {
-	dir := t.TempDir()
-	addrs := freeAddrs(t, 3)
-	var nodes []*Node
-	for i, addr := range addrs {
-		cfg := aloneConfig(t, mkdir(t, dir, fmt.Sprint(i+1)))
-		cfg.NodeID, cfg.Listen, cfg.Seeds = cfs.NodeID(i+1), addr, addrs
-		nodes = append(nodes, start(t, cfg))
-	}
+	addrs, nodes := startNodes(t, t.TempDir(), 3, func(*Config) {})
 	writable := func(g cfs.Geometry) func(*wirepb.StatusReply) bool {
 		return func(r *wirepb.StatusReply) bool {
 			for _, pg := range r.GetMap().GetGroups() {
@@ -75,15 +115,7 @@ func TestThreeNodes(t *testing.T) {
 	for _, addr := range addrs {
 		waitStatus(t, addr, writable(cfs.Geo4p2))
 	}
-	c, err := client.New(t.Context(), client.Config{Servers: addrs, ClusterID: "one", Name: "test"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := c.Close(t.Context()); err != nil {
-			t.Errorf("close the client: %v", err)
-		}
-	}()
+	c := connect(t, addrs)
 	want := bytes.Repeat([]byte("claudefs"), 1<<17) // 1 MiB: one stripe of 4+2
 	writeFile(t, c, "first", want)
 	if got := records(nodes); got != cfs.Geo4p2.Total() {

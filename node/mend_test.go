@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/claudefs/claudefs/cfs"
-	"github.com/claudefs/claudefs/client"
 	"github.com/claudefs/claudefs/wire"
 	"github.com/claudefs/claudefs/wire/wirepb"
 )
@@ -17,25 +16,11 @@ import (
 // what it had is made anew on the others. The file reads back all the time, and no shard is left over.
 func TestDrainAndRebuild(t *testing.T) {
 	dir := t.TempDir()
-	addrs := freeAddrs(t, 4)
-	var nodes []*Node
-	for i, addr := range addrs {
-		cfg := aloneConfig(t, mkdir(t, dir, fmt.Sprint(i+1)))
-		cfg.NodeID, cfg.Listen, cfg.Seeds, cfg.OutAfter = cfs.NodeID(i+1), addr, addrs, 2*time.Second
-		nodes = append(nodes, start(t, cfg))
-	}
+	addrs, nodes := startNodes(t, dir, 4, func(cfg *Config) { cfg.OutAfter = 2 * time.Second })
 	for _, addr := range addrs {
 		waitStatus(t, addr, devicesUp(8))
 	}
-	c, err := client.New(t.Context(), client.Config{Servers: addrs, ClusterID: "one", Name: "test"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := c.Close(t.Context()); err != nil {
-			t.Errorf("close the client: %v", err)
-		}
-	}()
+	c := connect(t, addrs)
 	want := bytes.Repeat([]byte("claudefs"), 1<<18)
 	for i := range 4 {
 		writeFile(t, c, fmt.Sprint("file-", i), want)
@@ -47,17 +32,7 @@ func TestDrainAndRebuild(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			f, err := c.Open(t.Context(), a.Ino, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			got := make([]byte, len(want))
-			if n, err := f.Read(t.Context(), got, 0); err != nil || !bytes.Equal(got[:n], want) {
-				t.Errorf("file %d: %d bytes, %v", i, n, err)
-			}
-			if err := f.Close(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			checkFile(t, c, a.Ino, fmt.Sprint("file ", i), want)
 		}
 	}
 	added, err := addDevice(t, nodes[0], makeDevice(t, filepath.Join(dir, "more"), testDeviceBytes), false)

@@ -55,15 +55,9 @@ func overwrite(t *testing.T, c *client.Client, name string, content []byte, step
 // The node that leads restripes what was overwritten, and the next leader goes on. A
 // node that cannot lead any more closes all the same.
 func TestRestriper(t *testing.T) {
-	dir := t.TempDir()
-	addrs := freeAddrs(t, 3)
-	var nodes []*Node
-	for i, addr := range addrs {
-		cfg := aloneConfig(t, mkdir(t, dir, fmt.Sprint(i+1)))
-		cfg.NodeID, cfg.Listen, cfg.Seeds = cfs.NodeID(i+1), addr, addrs
+	addrs, nodes := startNodes(t, t.TempDir(), 3, func(cfg *Config) {
 		cfg.RestripeBytesPerSecond, cfg.RestripeAge = 64<<20, 200*time.Millisecond
-		nodes = append(nodes, start(t, cfg))
-	}
+	})
 	led := func(but uint32) *Node {
 		for i, addr := range addrs {
 			if uint32(i+1) == but {
@@ -77,15 +71,7 @@ func TestRestriper(t *testing.T) {
 	for _, addr := range addrs {
 		waitStatus(t, addr, devicesUp(6))
 	}
-	c, err := client.New(t.Context(), client.Config{Servers: addrs, ClusterID: "one", Name: "test"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := c.Close(t.Context()); err != nil {
-			t.Errorf("close the client: %v", err)
-		}
-	}()
+	c := connect(t, addrs)
 	content := bytes.Repeat([]byte("claudefs"), 1<<17)
 	rewritten := func(name string, leader *Node) {
 		t.Helper()
@@ -95,17 +81,7 @@ func TestRestriper(t *testing.T) {
 			x := extents(t, leader.addr, ino)
 			return len(x) == 1 && x[0].Kind == cfs.ExtentStripe
 		})
-		f, err := c.Open(t.Context(), ino, os.O_RDONLY)
-		if err != nil {
-			t.Fatal(err)
-		}
-		got := make([]byte, len(want))
-		if _, err := f.Read(t.Context(), got, 0); err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%s does not read back (%v)", name, err)
-		}
-		if err := f.Close(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+		checkFile(t, c, ino, name, want)
 		waitFor(t, "it is counted", func() bool {
 			d := leader.stripes.done()
 			return d.windows > 0 && d.bytes >= uint64(len(want))
