@@ -436,6 +436,8 @@ func (n *storage) serve(ctx context.Context, r *wire.Request) (wire.Response, er
 		return n.get(ctx, r)
 	case wire.OpReportShard:
 		return wire.Response{}, n.report(r)
+	case wire.OpDeleteShards:
+		return wire.Response{}, n.deleteShards(r)
 	}
 	return wire.Response{}, wire.NotLeaderError(r.Op.String(), "") // a voter that does not lead
 }
@@ -469,6 +471,23 @@ func (n *storage) put(r *wire.Request) error {
 		return cfs.E("put", cfs.Exists, nil)
 	}
 	n.b.shards[id] = &stored{data, bytes.Clone(m.Crcs), cfs.PGID(m.Pg)}
+	return nil
+}
+
+func (n *storage) deleteShards(r *wire.Request) error {
+	var m wirepb.DeleteShards
+	if err := r.Decode(&m); err != nil {
+		return err
+	}
+	n.b.mu.Lock()
+	defer n.b.mu.Unlock()
+	for _, k := range m.Keys {
+		stripe, shard, err := wire.ShardKeyFromPB(k)
+		if err != nil {
+			return err
+		}
+		delete(n.b.shards, shardID{cfs.DeviceID(m.Device), stripe, shard})
+	}
 	return nil
 }
 

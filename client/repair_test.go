@@ -260,6 +260,12 @@ func TestFullForGood(t *testing.T) {
 	f := create(t, c, "f")
 	write(t, f, randomBytes(2, 1<<20), 0)
 	wantKind(t, f.Close(t.Context()), cfs.NoSpace)
+	// The tries have left nothing on the devices that had room.
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.shards) != 0 {
+		t.Errorf("%d shards of stripes that were given up", len(b.shards))
+	}
 }
 
 func TestSpaceless(t *testing.T) {

@@ -18,6 +18,8 @@ const (
 	smallStripe = 64 << 10
 	// putAttempt bounds one attempt to put a shard.
 	putAttempt = 5 * time.Second
+	// takeBackAttempt bounds the deletion of the shards of a stripe that is given up.
+	takeBackAttempt = time.Second
 	// maxBatchExtents and maxBatchInline bound what one commit carries.
 	maxBatchExtents = 256
 	maxBatchInline  = 1 << 20
@@ -177,7 +179,33 @@ func (c *Client) putShards(ctx context.Context, g *cfs.PG, id cfs.StripeID, buf 
 	}
 	put(0)
 	wg.Wait()
-	return worst(errs)
+	err = worst(errs)
+	if err != nil {
+		c.takeBack(g, id, errs)
+	}
+	return err
+}
+
+// takeBack deletes what is there of a stripe that could not be put whole, and never will be
+// named: a writer that goes on trying would fill the other devices with it before their nodes
+// find out. What is not reached stays for them to find.
+func (c *Client) takeBack(g *cfs.PG, id cfs.StripeID, errs []error) {
+	ctx, cancel := context.WithTimeout(c.ctx, takeBackAttempt)
+	defer cancel()
+	var wg sync.WaitGroup
+	for i, err := range errs {
+		at := c.layout.get().devices[g.Slots[i].Device]
+		if err != nil || at == nil {
+			continue
+		}
+		wg.Go(func() {
+			req := &wirepb.DeleteShards{Device: uint32(g.Slots[i].Device), Keys: []*wirepb.ShardKey{shardKey(id, i)}}
+			if _, err := c.data.Call(ctx, at.addr, wire.OpDeleteShards, req, nil, &wirepb.Empty{}, nil); err != nil {
+				c.log.Debug("a shard of a stripe that is given up was not deleted", "device", g.Slots[i].Device, "stripe", id, "shard", i, "err", err)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // worst picks the failure that says most about what to do: no space, which more
