@@ -511,15 +511,16 @@ func (n *storage) get(ctx context.Context, r *wire.Request) (wire.Response, erro
 	if err := r.Decode(&m); err != nil {
 		return wire.Response{}, err
 	}
-	time.Sleep(time.Duration(n.late.Load()))
 	stripe, shard, err := wire.ShardKeyFromPB(m.Key)
 	if err != nil {
 		return wire.Response{}, err
 	}
 	id := shardID{cfs.DeviceID(m.Device), stripe, shard}
 	n.b.mu.Lock()
+	n.b.asked[id.dev]++
 	stuck := n.b.stuck[id]
 	n.b.mu.Unlock()
+	time.Sleep(time.Duration(n.late.Load()))
 	if stuck != nil {
 		select {
 		case <-stuck:
@@ -529,7 +530,6 @@ func (n *storage) get(ctx context.Context, r *wire.Request) (wire.Response, erro
 	}
 	n.b.mu.Lock()
 	defer n.b.mu.Unlock()
-	n.b.asked[id.dev]++
 	s := n.b.shards[id]
 	switch {
 	case s == nil:
