@@ -98,3 +98,31 @@ func TestIDs(t *testing.T) {
 		t.Errorf("device %v", d)
 	}
 }
+
+func TestPrev(t *testing.T) {
+	const most = ^uint64(0)
+	for id, want := range map[StripeID]StripeID{
+		{}:                       {},
+		{Counter: 1}:             {},
+		{Session: 1}:             {Counter: most},
+		{Session: 1, Counter: 1}: {Session: 1},
+		{Session: 2}:             {Session: 1, Counter: most},
+		{Session: 2, Counter: 1}: {Session: 2},
+		{Session: 5, Counter: 9}: {Session: 5, Counter: 8},
+	} {
+		got := id.Prev()
+		if got != want {
+			t.Errorf("before %v is %v, want %v", id, got, want)
+		}
+		if id.IsZero() {
+			continue
+		}
+		next := got
+		if next.Counter++; next.Counter == 0 {
+			next.Session++
+		}
+		if !got.Less(id) || next != id {
+			t.Errorf("there is something between %v and %v", got, id)
+		}
+	}
+}

@@ -1,6 +1,9 @@
 package cfs
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // Ino is an inode number: {site 8 bits, partition 8 bits, counter 48 bits},
 // most significant first. 0 is never an inode.
@@ -60,6 +63,17 @@ func (s StripeID) Less(o StripeID) bool {
 	return s.Session < o.Session || s.Session == o.Session && s.Counter < o.Counter
 }
 
+// Prev is the last id that is less: what follows it is s or behind. The zero StripeID for itself.
+func (s StripeID) Prev() StripeID {
+	switch {
+	case s.Counter > 0:
+		s.Counter--
+	case s.Session > 0:
+		s.Session, s.Counter = s.Session-1, math.MaxUint64
+	}
+	return s
+}
+
 // IsZero reports the absent stripe.
 func (s StripeID) IsZero() bool { return s == StripeID{} }
 
@@ -89,6 +103,12 @@ const (
 	MaxShardSize = 1 << 20
 	// MaxInline bounds the bytes of one inline extent.
 	MaxInline = 16 << 10
+	// SmallStripe is the most bytes that three copies (1+2) carry: above it the parity of a
+	// full geometry costs less space and bandwidth.
+	SmallStripe = 64 << 10
+	// ManyExtents is how many extents a full stripe's range of a file may have however small
+	// they are: more are worth merging.
+	ManyExtents = 8
 	// MaxName bounds a name in a directory, in bytes (NAME_MAX of linux/limits.h).
 	MaxName = 255
 	// MaxSymlink bounds a symbolic link's target, in bytes (PATH_MAX less the NUL).

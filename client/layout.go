@@ -137,7 +137,7 @@ func (f *flights) passed(l *layout) {
 // is suspect; nil when there is none. The stripe may hold less than n.
 func (c *Client) pickGroup(l *layout, n int) *cfs.PG {
 	classes := [2][]*cfs.PG{l.large, l.small}
-	if n <= smallStripe {
+	if n <= cfs.SmallStripe {
 		classes = [2][]*cfs.PG{l.small, l.large}
 	}
 	for _, groups := range classes {

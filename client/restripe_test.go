@@ -237,7 +237,7 @@ func TestRestripeEdges(t *testing.T) {
 func TestRestripeInline(t *testing.T) {
 	b := newBed(t, 3)
 	c := b.mount(t)
-	files := map[string]int{"few": manyRows, "many": 3 * manyRows, "apart": 3 * manyRows, "more": 24}
+	files := map[string]int{"few": cfs.ManyExtents, "many": 3 * cfs.ManyExtents, "apart": 3 * cfs.ManyExtents, "more": 24}
 	sizes := map[string]int{"few": 1000, "many": 300, "apart": 300, "more": 1024}
 	data, inos := map[string][]byte{}, map[string]cfs.Ino{}
 	for name, rows := range files {
@@ -330,6 +330,7 @@ func TestRestripeHurt(t *testing.T) {
 	shards := b.dataShards(ino)
 	b.spoil(shards[0])
 	b.drop(shards[len(shards)-1])
+	c.hedgeAfter(time.Hour) // a hedge that wins does not see what is wrong
 	mustRestripe(t, c, ino, 0, testWindow)
 	if s := c.Stats(); s.ShardsReconstructed() < 2 || s.CRCFailures() == 0 {
 		t.Errorf("%d shards reconstructed, %d checksums wrong", s.ShardsReconstructed(), s.CRCFailures())

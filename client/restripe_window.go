@@ -16,8 +16,6 @@ const (
 	maxWindowReads = 64
 	// maxSwapExtents bounds the extents that one swap names, old and new.
 	maxSwapExtents = cfs.MaxCommandExtents
-	// manyRows is how many extents a window may have however small they are; more are merged.
-	manyRows = 8
 	// restripeAttempt bounds the reading and the putting of a window, each. A window that does
 	// not get through waits for a later pass.
 	restripeAttempt = 30 * time.Second
@@ -136,7 +134,7 @@ func planRewrite(ino cfs.Ino, rows []cfs.Extent, lo, hi uint64, inlineFull bool)
 			stay = stay && x.Kind == cfs.ExtentInline
 		}
 	}
-	if !stay || w.n > cfs.MaxInline || len(w.old) <= manyRows || len(w.old) == len(w.runs) {
+	if !stay || w.n > cfs.MaxInline || len(w.old) <= cfs.ManyExtents || len(w.old) == len(w.runs) {
 		return w
 	}
 	merged := &rewrite{ino: ino, lo: lo, hi: hi, inline: true}
@@ -182,7 +180,7 @@ func (w *rewrite) asGoodAsNew(l *layout) bool {
 
 // shape is the geometry that a stripe of n bytes would have now.
 func (l *layout) shape(n int) cfs.Geometry {
-	if n <= smallStripe || len(l.large) == 0 {
+	if n <= cfs.SmallStripe || len(l.large) == 0 {
 		return cfs.Geo1p2
 	}
 	return l.large[0].Geometry

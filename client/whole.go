@@ -129,7 +129,7 @@ func (w *wholes) loaded(id cfs.StripeID, s *whole, b []byte, err error) {
 // served from the whole stripe: it is degraded, they want a good part of it and not all.
 func (c *Client) readsWhole(jobs []shardRead, total int, final bool) bool {
 	j := &jobs[0]
-	if final || j.g == nil || j.x.StripeLen <= smallStripe || total < int(j.x.StripeLen)/wholeShare {
+	if final || j.g == nil || j.x.StripeLen <= cfs.SmallStripe || total < int(j.x.StripeLen)/wholeShare {
 		return false
 	}
 	want := 0

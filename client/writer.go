@@ -13,9 +13,6 @@ import (
 )
 
 const (
-	// smallStripe is the largest write, in bytes, that three copies carry: above
-	// it the parity of a full geometry costs less space and bandwidth.
-	smallStripe = 64 << 10
 	// putAttempt bounds one attempt to put a shard.
 	putAttempt = 5 * time.Second
 	// takeBackAttempt bounds the deletion of the shards of a stripe that is given up.

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"math"
 	"sync"
 	"time"
 
@@ -242,7 +241,7 @@ func (s *Store) wanted(ctx context.Context, d *device, r *repair) (*wanted, erro
 			return nil, err
 		}
 	}
-	ans, err := s.query(ctx, &cfs.Query{Kind: cfs.QueryStripes, PG: r.pg, Stripe: before(r.key.Stripe), Limit: 1})
+	ans, err := s.query(ctx, &cfs.Query{Kind: cfs.QueryStripes, PG: r.pg, Stripe: r.key.Stripe.Prev(), Limit: 1})
 	if err != nil {
 		return nil, err
 	}
@@ -255,17 +254,6 @@ func (s *Store) wanted(ctx context.Context, d *device, r *repair) (*wanted, erro
 		return nil, nil
 	}
 	return &wanted{lay: lay, pg: pg, key: r.key, size: pg.Geometry.ShardSize(ans.Stripes[0].Len)}, nil
-}
-
-// before is the last id that is less.
-func before(id cfs.StripeID) cfs.StripeID {
-	switch {
-	case id.Counter > 0:
-		id.Counter--
-	case id.Session > 0:
-		id.Session, id.Counter = id.Session-1, math.MaxUint64
-	}
-	return id
 }
 
 // groupOf finds the group of a stripe whose shard a device should have, 0 for none.

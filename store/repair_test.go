@@ -84,23 +84,6 @@ func TestReclaimAfter(t *testing.T) {
 	}
 }
 
-// The id before another is the last that a question for what follows leaves out.
-func TestBefore(t *testing.T) {
-	for _, id := range []cfs.StripeID{{Session: 1}, {Session: 1, Counter: 1}, {Session: 5, Counter: 9}, {Counter: 1}} {
-		b := before(id)
-		if !b.Less(id) {
-			t.Errorf("%v is not before %v", b, id)
-		}
-		next := b
-		if next.Counter++; next.Counter == 0 {
-			next.Session++
-		}
-		if next != id {
-			t.Errorf("there is something between %v and %v", b, id)
-		}
-	}
-}
-
 // A bucket lets through what its rate allows; one that is raised counts for what was taken before.
 func TestBucket(t *testing.T) {
 	var b bucket

@@ -368,20 +368,6 @@ func TestFsckEndsEarly(t *testing.T) {
 	}
 }
 
-func TestBefore(t *testing.T) {
-	const most = ^uint64(0)
-	for id, want := range map[cfs.StripeID]cfs.StripeID{
-		{Session: 1}:             {},
-		{Session: 2}:             {Session: 1, Counter: most},
-		{Session: 2, Counter: 1}: {Session: 2},
-		{Session: 2, Counter: 9}: {Session: 2, Counter: 8},
-	} {
-		if got := before(id); got != want {
-			t.Errorf("before %v is %v, want %v", id, got, want)
-		}
-	}
-}
-
 // looks is evidence that changes with each look: each function is given the
 // number of the look, from 1 on.
 type looks struct {

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"math"
 	"slices"
 	"sync"
 	"time"
@@ -279,7 +278,7 @@ func (p *fsckPass) layout(ctx context.Context) (*layout, error) {
 func (p *fsckPass) rows(ctx context.Context, id cfs.StripeID, groups []cfs.PGID) ([]cfs.StripeInfo, error) {
 	var out []cfs.StripeInfo
 	for _, pg := range groups {
-		a, err := p.cc.query(ctx, &cfs.Query{Kind: cfs.QueryStripes, PG: pg, Stripe: before(id), Limit: 1})
+		a, err := p.cc.query(ctx, &cfs.Query{Kind: cfs.QueryStripes, PG: pg, Stripe: id.Prev(), Limit: 1})
 		if err != nil {
 			return nil, err
 		}
@@ -290,24 +289,13 @@ func (p *fsckPass) rows(ctx context.Context, id cfs.StripeID, groups []cfs.PGID)
 	return out, nil
 }
 
-// before is the stripe id just before one.
-func before(id cfs.StripeID) cfs.StripeID {
-	if id.Counter > 0 {
-		return cfs.StripeID{Session: id.Session, Counter: id.Counter - 1}
-	}
-	if id.Session <= 1 {
-		return cfs.StripeID{}
-	}
-	return cfs.StripeID{Session: id.Session - 1, Counter: math.MaxUint64}
-}
-
 // shards is what a device has of a stripe; nothing when it does not answer any more.
 func (p *fsckPass) shards(ctx context.Context, d cfs.DeviceID, id cfs.StripeID) ([]shardSeen, error) {
 	if !p.answers(d) {
 		return nil, nil
 	}
 	var after *wirepb.ShardKey
-	if b := before(id); b.Session != 0 {
+	if b := id.Prev(); b.Session != 0 {
 		after = wire.ShardKeyToPB(b, maxStripeShards-1)
 	}
 	page, _, err := p.listShards(ctx, d, p.cc.addrOf(d.Node()), after, maxStripeShards)
