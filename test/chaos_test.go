@@ -278,7 +278,7 @@ func waitWide(t *testing.T, c *cluster.Cluster, want cfs.Geometry) {
 			}
 		}
 		return len(narrow) == 0
-	})
+	}, func() string { return fmt.Sprintf("%+v", narrow) })
 	t.Logf("all stripes are %v after %v", want, time.Since(begun))
 }
 

@@ -14,15 +14,12 @@ const (
 	maxWindowRows = 4096
 	// windowPage is how many rows are read before the inodes and stripes behind them.
 	windowPage = 256
-	// smallData is what three copies carry, in bytes; more goes into full stripes.
-	smallData = 64 << 10
 	// windowExcess is what a window may take more than it would at best, in bytes of
 	// devices, and windowRatio by how many hundredths.
 	windowExcess = 64 << 10
 	windowRatio  = 125
-	// manyRows is how many extents a window may have however small they are; more of
-	// a mean below smallRow bytes are merged.
-	manyRows = 8
+	// smallRow is the mean length, in bytes, below which extents are merged where there are more
+	// than cfs.ManyExtents.
 	smallRow = 128 << 10
 )
 
@@ -282,13 +279,13 @@ func (s *windowScan) finish() bool {
 func (s *windowScan) worth(w *window) bool {
 	ideal := s.ideal(w.data)
 	switch {
-	case w.stranded:
+	case w.stranded || w.lesser: // however little it is: it keeps the group from being forgotten
 		return true
-	case w.data > smallData && (w.lesser || w.copies > smallData && s.best != cfs.Geo1p2):
+	case w.copies > cfs.SmallStripe && s.best != cfs.Geo1p2:
 		return true
 	case w.device > ideal+windowExcess && w.device*100 > ideal*windowRatio:
 		return true
-	case w.rows > manyRows && w.rows > w.runs && w.data < uint64(w.rows)*smallRow:
+	case w.rows > cfs.ManyExtents && w.rows > w.runs && w.data < uint64(w.rows)*smallRow:
 		return true
 	case w.inline > 0 && (w.data > cfs.MaxInline || s.inlineFull):
 		return true
@@ -302,7 +299,7 @@ func (s *windowScan) ideal(n uint64) uint64 {
 	switch {
 	case n <= cfs.MaxInline && !s.inlineFull:
 		return 0
-	case n <= smallData:
+	case n <= cfs.SmallStripe:
 		g = cfs.Geo1p2
 	}
 	return uint64(g.ShardSize(uint32(n))) * uint64(g.Total())

@@ -113,7 +113,7 @@ func (h *harness) restripe(s cfs.SessionID, w cfs.Window, counter *uint64) {
 	}
 	best := cfs.PG{}
 	for _, g := range m.Groups {
-		if g.Writable && (n > smallData) == (g.Geometry != cfs.Geo1p2) {
+		if g.Writable && (n > cfs.SmallStripe) == (g.Geometry != cfs.Geo1p2) {
 			best = g
 		}
 	}
@@ -211,7 +211,8 @@ func TestWindows(t *testing.T) {
 	}
 }
 
-// A lesser shape counts once a better one can be written; few bytes do not.
+// A lesser shape counts once a better one can be written, few bytes as well: they keep the
+// group.
 func TestWindowsOfLesserShape(t *testing.T) {
 	h := newHarness(t)
 	h.cluster(3, 2)
@@ -235,7 +236,7 @@ func TestWindowsOfLesserShape(t *testing.T) {
 	}
 	device(cfs.StateUp)
 	got := h.windows(0)
-	if want := []cfs.Window{{Ino: 2, End: 4 * mib}, {Ino: 2, Off: 4 * mib, End: 8 * mib}}; !slices.Equal(got, want) {
+	if want := []cfs.Window{{Ino: 2, End: 4 * mib}, {Ino: 2, Off: 4 * mib, End: 8 * mib}, {Ino: 3, End: 4 * mib}}; !slices.Equal(got, want) {
 		t.Fatalf("windows %v, want %v", got, want)
 	}
 	for _, w := range got {
