@@ -66,36 +66,55 @@ func (l *Log) clean() {
 	}
 }
 
-// deadPartLocked is the part of a segment that cleaning it would win, 0 to 1:
-// what dead records take, and what was left over when it was sealed early. A
-// rest that is smaller than a record can be is no win: it would only come elsewhere.
+// deadPartLocked is the part of a segment that cleaning it would win, 0 to 1.
 func (l *Log) deadPartLocked(seg int) float64 {
-	s := &l.space.segs[seg]
+	return float64(l.deadLocked(&l.space.segs[seg])) / float64(l.segBlocks-l.firstData)
+}
+
+// deadLocked is the blocks that cleaning a segment would win: what dead records take,
+// and what was left over when it was sealed early. A rest that is smaller than
+// a record can be is no win: it would only come elsewhere.
+func (l *Log) deadLocked(s *segment) int64 {
 	dead := s.tail - l.firstData - s.liveCost(l.firstData)
 	if rest := l.segBlocks - s.tail; rest > 2*cfs.MaxShardSize/cfs.BlockSize {
 		dead += rest
 	}
-	return float64(dead) / float64(l.segBlocks-l.firstData)
+	return int64(dead)
 }
 
 // victimLocked is the segment to clean next, none when no one is worth it.
 func (l *Log) victimLocked() int {
+	best, _ := l.bestLocked(l.deadLocked, false)
+	return best
+}
+
+// bestLocked is the segment whose cleaning is most worth it by the blocks that it wins, none
+// when that is below leastWin for all; and what all together would win. Segments that are being
+// filled are looked at too when open says so.
+func (l *Log) bestLocked(won func(*segment) int64, open bool) (best int, sum int64) {
+	size := float64(l.segBlocks - l.firstData)
 	best, bestScore := none, 0.0
 	for i := range l.space.segs {
 		s := &l.space.segs[i]
-		if s.state != segFull || s.live == 0 || s.writers > 0 || s.unreaped {
+		full := s.state == segFull && s.live > 0
+		if !full && (!open || s.state != segOpen) || s.writers > 0 || s.unreaped {
 			continue
 		}
-		win := l.deadPartLocked(i)
+		blocks := won(s)
+		sum += blocks
+		win := float64(blocks) / size
 		if win < leastWin {
 			continue
 		}
-		age := float64(l.space.lastSeq - s.sealedSeq + 1)
+		age := 1.0
+		if full {
+			age += float64(l.space.lastSeq - s.sealedSeq)
+		}
 		if score := win * age / (2 - win); score > bestScore {
 			best, bestScore = i, score
 		}
 	}
-	return best
+	return best, sum
 }
 
 // cleanLocked moves the live records out of a segment, releasing mu while it

@@ -66,7 +66,7 @@ func (i *idling) changed(n int) {
 }
 
 // watchIdleLocked looks now and then whether anything was put or deleted, until the log
-// closes or the function that it returns is called..
+// closes or the function that it returns is called.
 func (l *Log) watchIdleLocked() (end func()) {
 	i := &l.idle
 	if i.after < 0 {
@@ -115,27 +115,7 @@ func (l *Log) idleVictimLocked() int {
 	if l.idle.fruitless >= idleTries {
 		return none
 	}
-	size := float64(l.segBlocks - l.firstData)
-	best, bestScore, sum := none, 0.0, int64(0)
-	for i := range l.space.segs {
-		s := &l.space.segs[i]
-		if s.state != segFull && s.state != segOpen || s.writers > 0 || s.unreaped || s.state == segFull && s.live == 0 {
-			continue
-		}
-		won := l.wonLocked(s)
-		sum += won
-		win := float64(won) / size
-		if win < leastWin {
-			continue
-		}
-		age := 1.0
-		if s.state == segFull {
-			age += float64(l.space.lastSeq - s.sealedSeq)
-		}
-		if score := win * age / (2 - win); score > bestScore {
-			best, bestScore = i, score
-		}
-	}
+	best, sum := l.bestLocked(l.wonLocked, true)
 	if float64(sum) < idleDead*float64(l.occupiedLocked()) {
 		return none
 	}
