@@ -159,7 +159,7 @@ func (n *Node) startServices() (err error) {
 		return err
 	}
 	n.store = store.New(store.Config{
-		Node: n.cfg.NodeID, Devices: n.devices.logs(), Arena: n.devices.arena, Epoch: n.epoch,
+		Node: n.cfg.NodeID, Devices: n.devices.logs(), Arena: n.devices.arena,
 		Pool: n.pools[2], Ask: n.ask, Map: n.raft.Map, FillDone: n.fillDone,
 		ReclaimInterval: n.cfg.ReclaimInterval, ScrubBytesPerSecond: n.cfg.ScrubBytesPerSecond,
 		Logger: n.log.With("part", "store"), Metrics: store.NewMetrics(n.registry),
@@ -207,17 +207,6 @@ type offsetClock time.Duration
 
 // Now is the time.
 func (c offsetClock) Now() time.Time { return time.Now().Add(time.Duration(c)) }
-
-// epoch is a group's epoch as this node's replica has it.
-func (n *Node) epoch(pg cfs.PGID) (cfs.Epoch, bool) {
-	m := n.raft.Map()
-	for i := range m.Groups {
-		if m.Groups[i].ID == pg {
-			return m.Groups[i].Epoch, true
-		}
-	}
-	return 0, false
-}
 
 // Addr is the address at which others reach the node.
 func (n *Node) Addr() string { return n.addr }

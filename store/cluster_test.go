@@ -186,7 +186,7 @@ func (c *testCluster) start(id cfs.NodeID, devices int) {
 	n.closers = append(n.closers, pool.Close)
 	n.store = store.New(store.Config{
 		Node: id, Devices: n.logs, Arena: arena, Pool: pool, Ask: c.table.ask, Map: c.takeMap, FillDone: c.table.fillDone,
-		Epoch: func(cfs.PGID) (cfs.Epoch, bool) { return 1, true }, ScrubBytesPerSecond: c.rate,
+		ScrubBytesPerSecond: c.rate,
 	})
 	srv := wire.NewServer(wire.ServerConfig{Hello: wire.Identity{ClusterID: "t", NodeID: id}, Handler: n.store, Alloc: n.store.Alloc})
 	ln, err := wire.Listen("127.0.0.1:0")

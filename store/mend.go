@@ -25,7 +25,7 @@ const (
 // Mend makes the shards of all devices what they should be, until ctx ends: it fills the slots that are to be
 // filled, repairs what is damaged or missing, and deletes what is of no use any more.
 func (s *Store) Mend(ctx context.Context) {
-	if s.cfg.Ask == nil || s.cfg.Map == nil {
+	if s.cfg.Ask == nil {
 		return
 	}
 	s.each(ctx, func(ctx context.Context, d *device) {
@@ -54,7 +54,7 @@ func (s *Store) Reclaim(ctx context.Context, id cfs.DeviceID) error {
 // missing, or known to be damaged. Mend must be running. An error means that some of it was not done; a device that is
 // served no more needs nothing.
 func (s *Store) Settle(ctx context.Context, id cfs.DeviceID) error {
-	if s.cfg.Ask == nil || s.cfg.Map == nil {
+	if s.cfg.Ask == nil {
 		return cfs.Errorf("reconcile", cfs.Unsupported, "there is no namespace to compare with")
 	}
 	devices := s.selected(id)

@@ -60,7 +60,7 @@ func (s *Store) scrubDevice(ctx context.Context, d *device) {
 func (s *Store) scrubPass(ctx context.Context, d *device, logger *slog.Logger, asked bool) (err error) {
 	var walked error
 	var group sync.WaitGroup
-	if s.cfg.Ask != nil && s.cfg.Map != nil {
+	if s.cfg.Ask != nil {
 		group.Go(func() {
 			d.repairs.again()
 			walked = s.walk(ctx, d, walkPause)

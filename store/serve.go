@@ -92,13 +92,13 @@ func (s *Store) put(ctx context.Context, r *wire.Request) (int, error) {
 }
 
 // checkEpoch refuses an epoch that has passed.
-func (s *Store) checkEpoch(pg cfs.PGID, epoch cfs.Epoch) error {
-	known, ok := s.cfg.Epoch(pg)
+func (s *Store) checkEpoch(id cfs.PGID, epoch cfs.Epoch) error {
+	pg := s.layout().groups[id]
 	switch {
-	case !ok:
-		return cfs.Errorf("put", cfs.Unavailable, "node %d has not heard of group %d yet", s.cfg.Node, pg)
-	case epoch < known:
-		return cfs.Errorf("put", cfs.StaleEpoch, "group %d is at epoch %d, the put says %d", pg, known, epoch)
+	case pg == nil:
+		return cfs.Errorf("put", cfs.Unavailable, "node %d has not heard of group %d yet", s.cfg.Node, id)
+	case epoch < pg.Epoch:
+		return cfs.Errorf("put", cfs.StaleEpoch, "group %d is at epoch %d, the put says %d", id, pg.Epoch, epoch)
 	}
 	return nil
 }

@@ -35,7 +35,7 @@ func FuzzServe(f *testing.F) {
 		f.Add(uint8(op), body)
 		f.Add(uint8(op), body[:len(body)-1])
 	}
-	s := New(Config{Node: 1, Epoch: func(cfs.PGID) (cfs.Epoch, bool) { return 1, true }})
+	s := New(Config{Node: 1, Map: func() *cfs.Map { return &cfs.Map{} }})
 	f.Fuzz(func(t *testing.T, op uint8, body []byte) {
 		_, err := s.Serve(t.Context(), &wire.Request{Op: wire.Op(op), Body: body})
 		// The store has no device, so everything that is well formed is NotFound.

@@ -16,19 +16,17 @@ import (
 	"github.com/claudefs/claudefs/wire"
 )
 
-// Config is what a Store needs. Logger and Metrics may be nil. Without Ask and Map
+// Config is what a Store needs. Logger and Metrics may be nil. Without Ask
 // nothing is mended: shards are served, and that is all.
 type Config struct {
 	Node    cfs.NodeID
 	Devices map[cfs.DeviceID]*nvme.Log // that are served from the start; see AddDevice
 	Arena   *iopath.Arena              // with room for MendArenaBytes beside what requests need
-	// Epoch is the epoch of a group as this node knows it; false for a group that it does not know.
-	Epoch func(cfs.PGID) (cfs.Epoch, bool)
 	// Pool reaches the shards of other nodes.
 	Pool *wire.Pool
 	// Ask asks the namespace, linearizably.
 	Ask func(context.Context, *cfs.Query) (*cfs.Answer, error)
-	// Map is the cluster as this node knows it; what it returned does not change. After a start it may be older
+	// Map is the cluster as this node knows it, by which puts are admitted; what it returned does not change. After a start it may be older
 	// than what the node went by before, for a while: nothing is filled, and nothing that the table has is
 	// deleted, before it is as new as the namespace was when asked.
 	Map func() *cfs.Map

@@ -70,7 +70,9 @@ func (r *rig) start() {
 	r.idle = arena.InUse()
 	r.store = store.New(store.Config{
 		Node: testNode, Devices: r.logs, Arena: arena, Metrics: store.NewMetrics(r.reg),
-		Epoch: func(pg cfs.PGID) (cfs.Epoch, bool) { return cfs.Epoch(r.epoch.Load()), pg == testPG },
+		Map: func() *cfs.Map {
+			return &cfs.Map{Groups: []cfs.PG{{ID: testPG, Epoch: cfs.Epoch(r.epoch.Load())}}}
+		},
 	})
 	srv := wire.NewServer(wire.ServerConfig{
 		Hello: wire.Identity{ClusterID: "t", NodeID: testNode}, Handler: r.store, Alloc: r.store.Alloc,
