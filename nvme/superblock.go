@@ -16,8 +16,8 @@ const (
 	HeaderAreaBytes = 1 << 20
 	// DefaultSegmentBytes is the size of a segment when the superblock does not say; see DefaultSegment.
 	DefaultSegmentBytes = 64 << 20
-	// leastDefaultSegment holds a record of the largest size, and the rest that none fits.
-	leastDefaultSegment = 2 << 20
+	// leastDefaultSegment holds three records of the largest size; of half of it every second block would stay empty.
+	leastDefaultSegment = 4 << 20
 	// enoughSegments is so many that the reserve is a small part of them.
 	enoughSegments = 64
 	// MinSegmentBytes and MaxSegmentBytes bound a segment; the index counts blocks in 16 bits.
@@ -49,7 +49,7 @@ type Superblock struct {
 }
 
 // DefaultSegment is the size of segments on a device of so many bytes unless its formatter says
-// otherwise: 64 MiB, and less where there would be fewer than 64 of them, down to 2 MiB.
+// otherwise: 64 MiB, and less where there would be fewer than 64 of them, down to 4 MiB.
 func DefaultSegment(sizeBytes int64) uint32 {
 	segment := uint32(DefaultSegmentBytes)
 	for segment > leastDefaultSegment && (sizeBytes-HeaderAreaBytes)/int64(segment) < enoughSegments {

@@ -55,6 +55,16 @@ func (f *filler) until(most int, stop func() bool) (full bool) {
 	return false
 }
 
+// rooms says how full each device is.
+func rooms(t *testing.T, c *cluster.Cluster) string {
+	t.Helper()
+	s := ""
+	for _, d := range clusterMap(t, c).Devices {
+		s += fmt.Sprintf("device %v: %d of %d bytes used, full: %v\n", d.ID, d.Used, d.Capacity, d.Full)
+	}
+	return s
+}
+
 func freeBytes(t *testing.T, point string) int64 {
 	t.Helper()
 	var st unix.Statfs_t
@@ -69,7 +79,7 @@ func freeBytes(t *testing.T, point string) int64 {
 func TestNoSpace(t *testing.T) {
 	small := cluster.DevicePlace{Node: 2, Slot: 0}
 	c := start(t, func(s *cluster.Spec) {
-		s.DeviceSizeBytes = 96 << 20
+		s.DeviceSizeBytes = 160 << 20 // the others have room when the small one has none
 		s.OtherSizeBytes = map[cluster.DevicePlace]int64{small: cluster.MinDeviceSizeBytes}
 		s.ServerArgs = []string{"--reclaim-interval", "2s"}
 	})
@@ -83,7 +93,7 @@ func TestNoSpace(t *testing.T) {
 	t.Logf("device %v is full after %d files", deviceID(small), f.n)
 	for range 4 {
 		if err := f.one(); err != nil {
-			t.Fatalf("with one device full: %v", err)
+			t.Fatalf("with one device full: %v\n%s", err, rooms(t, c))
 		}
 	}
 	f.until(200, func() bool { return false })
