@@ -189,9 +189,10 @@ func (c *Client) putShards(ctx context.Context, g *cfs.PG, id cfs.StripeID, buf 
 func (c *Client) takeBack(g *cfs.PG, id cfs.StripeID, errs []error) {
 	ctx, cancel := context.WithTimeout(c.ctx, takeBackAttempt)
 	defer cancel()
+	devices := c.layout.get().devices
 	var wg sync.WaitGroup
 	for i, err := range errs {
-		at := c.layout.get().devices[g.Slots[i].Device]
+		at := devices[g.Slots[i].Device]
 		if err != nil || at == nil {
 			continue
 		}
