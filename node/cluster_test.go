@@ -88,6 +88,12 @@ func checkFile(t *testing.T, c *client.Client, ino cfs.Ino, what string, want []
 	if err != nil {
 		t.Fatal(err)
 	}
+	closeChecked(t, f, what, want)
+}
+
+// closeChecked wants a handle to read back, and closes it.
+func closeChecked(t *testing.T, f *client.File, what string, want []byte) {
+	t.Helper()
 	got := make([]byte, len(want))
 	if n, err := f.Read(t.Context(), got, 0); err != nil || !bytes.Equal(got[:n], want) {
 		t.Errorf("%s: %d bytes back, %v", what, n, err)
@@ -163,13 +169,7 @@ func writeFile(t *testing.T, c *client.Client, name string, content []byte) {
 	if err := f.Sync(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	got := make([]byte, len(content))
-	if n, err := f.Read(t.Context(), got, 0); err != nil || !bytes.Equal(got[:n], content) {
-		t.Errorf("%s: %d bytes back, %v", name, n, err)
-	}
-	if err := f.Close(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	closeChecked(t, f, name, content)
 }
 
 // A socket in a data directory whose path is too long for one is refused before anything is made.
