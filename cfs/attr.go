@@ -28,6 +28,9 @@ type Attr struct {
 	Blocks uint64 // 512-byte units that extents hold, as st_blocks
 	Map    uint32 // extent map id: rows of an older map are dead
 	Gen    uint64 // rises with every change of the inode: a cache's validator
+	// Owner has the exclusive lease of the inode while it is open; 0 for nobody. It alone changes the
+	// inode, and the names in it, without asking, and may keep changes to itself until they are asked for.
+	Owner SessionID
 
 	AtimeNS int64
 	MtimeNS int64

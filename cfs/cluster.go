@@ -149,6 +149,8 @@ type Map struct {
 	Devices   []Device
 	Groups    []PG
 	Jobs      []Job
+	TLSOff    bool     // the cluster was made without certificates
+	Revoked   []string // serial numbers of certificates that are refused, in hex
 }
 
 // Statfs is the space of the file system, in bytes and inodes. Total and Free

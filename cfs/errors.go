@@ -70,6 +70,12 @@ const (
 	Closed
 	// Usage is a wrong command line or configuration: exit status 2.
 	Usage
+	// Locked is a lock that is in the way: EAGAIN.
+	Locked
+	// NoLease is a change under an exclusive lease that the session does not have any more.
+	NoLease
+	// Denied is a peer whose certificate, token or role does not allow what it asks for.
+	Denied
 
 	kindEnd
 )
@@ -122,6 +128,9 @@ var kinds = [kindEnd]kindInfo{
 	Overloaded:   {"overloaded", "queue full", syscall.EAGAIN},
 	Closed:       {"closed", "closed", syscall.EBADF},
 	Usage:        {"usage", "usage", syscall.EINVAL},
+	Locked:       {"locked", "a lock is in the way", syscall.EAGAIN},
+	NoLease:      {"no_lease", "the exclusive lease is gone", syscall.EIO},
+	Denied:       {"denied", "not allowed for this peer", syscall.EACCES},
 }
 
 // Valid reports that k is a kind of this version.

@@ -56,7 +56,33 @@ const (
 	OpDropGroups
 	// OpSetJob records the job of a device {Job}. Where only DoneBytes and TotalBytes differ the map's version stays.
 	OpSetJob
+	// OpSurrender gives up this session's exclusive lease of an inode {Ino}; without one it does nothing.
+	OpSurrender
+	// OpLock sets a lock of this session, or removes one {Ino, Lock}. Another's in the way is Locked.
+	OpLock
+	// OpSetConsumer makes a consumer of the journal, or records how far it is {Name, Index: the first that it still needs}.
+	OpSetConsumer
+	// OpDropConsumer forgets a consumer of the journal {Name}.
+	OpDropConsumer
+	// OpRemoveNode forgets a node {Node: ID} that has no device left and is no voter.
+	OpRemoveNode
+	// OpSetCA records the authority that signs the cluster's certificates, once {CA}.
+	OpSetCA
+	// OpAddToken records a token for enrolment {Token}.
+	OpAddToken
+	// OpUseToken takes a token away {Token: ID, Hash}; one that is unknown, spent or has expired is Denied.
+	OpUseToken
+	// OpRevoke refuses a certificate from now on {Name: its serial number in hex, Flags: 0}.
+	OpRevoke
+
+	opKindEnd
 )
+
+// Valid reports that k is an operation of this version.
+func (k OpKind) Valid() bool { return k >= OpCreate && k < opKindEnd }
+
+// OfLeader reports that k is an operation that the leader proposes, without a session.
+func (k OpKind) OfLeader() bool { return k >= OpReap && k != OpSurrender && k != OpLock }
 
 // Rename flags, as in linux/fs.h.
 const (
@@ -96,14 +122,24 @@ type Op struct {
 	Exclusive bool
 	Hold      bool // the session has the inode open: keep it though its last name goes
 	KeepSize  bool
+	// Lease asks OpCreate for the exclusive lease of what it makes; the other operations on an inode
+	// are then made under it and are NoLease without it.
+	Lease bool
+	// Holds are other sessions that have the inode open whose last name OpUnlink or OpRename takes.
+	// The leader fills it in.
+	Holds []SessionID
+	Lock  Lock
 
-	// Of the operations that the leader proposes (OpReap and after).
+	// Of the operations that the leader proposes (OpKind.OfLeader).
 	Sess       SessionID
 	Node       Node
 	Device     Device
 	Groups     []PG
 	MapVersion uint64
 	Job        Job
+	Index      uint64
+	CA         CA
+	Token      Token
 }
 
 // Cred is on whose behalf a command acts. With Enforce the namespace checks
@@ -154,6 +190,9 @@ type Reply struct {
 	Failed  uint16
 	Index   uint64 // log index at which it took effect
 	Results []Result
+	// Leased says that the session has read leases of the names and inodes that the command
+	// changed, under the lease epoch of its last heartbeat. It is not part of the state.
+	Leased bool
 }
 
 // QueryKind is the kind of a read of the namespace.
@@ -191,7 +230,22 @@ const (
 	QueryWindows
 	// QueryUsage is what each group holds: Usage.
 	QueryUsage
+	// QueryLock finds a lock in the way of one {Ino, Lock, Session}: Lock, of type LockNone if there is none.
+	QueryLock
+	// QueryJournal lists changes from {Index, Off: the number within it} on, at most Limit. It waits for one up to WaitMS: Changes.
+	QueryJournal
+	// QueryConsumers lists the consumers of the journal: Consumers.
+	QueryConsumers
+	// QuerySessions lists sessions after {Session, Limit}: Sessions.
+	QuerySessions
+	// QueryTokens lists the tokens that have not been used, without their hashes: Tokens.
+	QueryTokens
+
+	queryKindEnd
 )
+
+// Valid reports that k is a query of this version.
+func (k QueryKind) Valid() bool { return k >= QueryLookup && k < queryKindEnd }
 
 // MaxFates bounds the stripes of one QueryFates.
 const MaxFates = 1024
@@ -211,6 +265,15 @@ type Query struct {
 	Stripe   StripeID
 	Stripes  []StripeRef
 	BeforeNS int64
+
+	// Session asks for read leases of what the answer says, under the lease epoch Epoch; 0 for none.
+	Session SessionID
+	Epoch   uint64
+	Open    bool // QueryExtents: the session has the inode open from now on
+	Lock    Lock
+	Index   uint64
+	WaitMS  uint32
+	Cred    Cred // with Enforce the namespace checks that it may ask
 }
 
 // StripeRef names a stripe and the group that it is in.
@@ -278,4 +341,13 @@ type Answer struct {
 	Windows []Window
 	Next    Window // Ino and Off
 	Usage   []GroupUsage
+
+	// Leased says that the session has the read leases that it asked for: what the answer says
+	// stays so until it is told otherwise, or its leases lapse.
+	Leased    bool
+	Lock      Lock
+	Changes   []Change
+	Consumers []Consumer
+	Sessions  []SessionInfo
+	Tokens    []Token
 }

@@ -68,7 +68,7 @@ func checkCommand(c *cfs.Command, from *wire.Peer) error {
 		return nil
 	}
 	for i := range c.Ops {
-		if c.Ops[i].Kind >= cfs.OpReap {
+		if c.Ops[i].Kind.OfLeader() {
 			return cfs.Errorf("command", cfs.BadRequest, "operation %d is the leader's own", c.Ops[i].Kind)
 		}
 	}

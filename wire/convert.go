@@ -74,7 +74,7 @@ func AttrToPB(a *cfs.Attr) *wirepb.Attr {
 	}
 	return &wirepb.Attr{
 		Ino: uint64(a.Ino), Mode: a.Mode, Nlink: a.Nlink, Uid: a.UID, Gid: a.GID, Rdev: a.Rdev,
-		Size: a.Size, Blocks: a.Blocks, Map: a.Map, Gen: a.Gen,
+		Size: a.Size, Blocks: a.Blocks, Map: a.Map, Gen: a.Gen, Owner: uint64(a.Owner),
 		AtimeNs: a.AtimeNS, MtimeNs: a.MtimeNS, CtimeNs: a.CtimeNS, BtimeNs: a.BtimeNS,
 	}
 }
@@ -86,7 +86,7 @@ func AttrFromPB(m *wirepb.Attr) cfs.Attr {
 	}
 	return cfs.Attr{
 		Ino: cfs.Ino(m.Ino), Mode: m.Mode, Nlink: m.Nlink, UID: m.Uid, GID: m.Gid, Rdev: m.Rdev,
-		Size: m.Size, Blocks: m.Blocks, Map: m.Map, Gen: m.Gen,
+		Size: m.Size, Blocks: m.Blocks, Map: m.Map, Gen: m.Gen, Owner: cfs.SessionID(m.Owner),
 		AtimeNS: m.AtimeNs, MtimeNS: m.MtimeNs, CtimeNS: m.CtimeNs, BtimeNS: m.BtimeNs,
 	}
 }
@@ -156,16 +156,20 @@ func CommandFromPB(m *wirepb.Command) (*cfs.Command, error) {
 	}
 	c := &cfs.Command{
 		Session: cfs.SessionID(m.GetSession()), Seq: m.GetSeq(), LowWater: m.GetLowWater(), Floor: m.GetFloor(),
-		Cred: cfs.Cred{UID: m.GetUid(), GID: m.GetGid(), Groups: m.GetGroups(), Enforce: m.GetEnforce()},
+		Cred: credFromPB(m.GetUid(), m.GetGid(), m.GetGroups(), m.GetEnforce()),
 		Ops:  list(m.GetOps(), r.operation),
-	}
-	if len(c.Cred.Groups) == 0 {
-		c.Cred.Groups = nil
 	}
 	if r.err != nil {
 		return nil, r.err
 	}
 	return c, nil
+}
+
+func credFromPB(uid, gid uint32, groups []uint32, enforce bool) cfs.Cred {
+	if len(groups) == 0 {
+		groups = nil
+	}
+	return cfs.Cred{UID: uid, GID: gid, Groups: groups, Enforce: enforce}
 }
 
 func opToPB(o cfs.Op) *wirepb.Op {
@@ -176,6 +180,8 @@ func opToPB(o cfs.Op) *wirepb.Op {
 		Epochs:    list(o.Epochs, func(e cfs.PGEpoch) *wirepb.PGEpoch { return &wirepb.PGEpoch{Pg: uint32(e.PG), Epoch: uint32(e.Epoch)} }),
 		Exclusive: o.Exclusive, Hold: o.Hold, KeepSize: o.KeepSize, Sess: uint64(o.Sess),
 		Groups: list(o.Groups, groupToPB), MapVersion: o.MapVersion,
+		Lease: o.Lease, Holds: list(o.Holds, func(s cfs.SessionID) uint64 { return uint64(s) }), Lock: lockToPB(o.Lock),
+		Index: o.Index, Ca: caToPB(&o.CA), Token: TokenToPB(&o.Token),
 	}
 	m.Name, m.NewName = nameToPB(o.Name), nameToPB(o.NewName)
 	if o.Node != (cfs.Node{}) {
@@ -208,11 +214,18 @@ func (r *refusal) operation(m *wirepb.Op) cfs.Op {
 		}),
 		Exclusive: m.GetExclusive(), Hold: m.GetHold(), KeepSize: m.GetKeepSize(), Sess: cfs.SessionID(m.GetSess()),
 		Groups: list(m.GetGroups(), r.group), MapVersion: m.GetMapVersion(),
+		Lease: m.GetLease(), Holds: list(m.GetHolds(), func(s uint64) cfs.SessionID { return cfs.SessionID(s) }), Lock: r.lock(m.GetLock()),
+		Index: m.GetIndex(), CA: r.ca(m.GetCa()), Token: r.token(m.GetToken()),
 	}
 	o.Kind = cfs.OpKind(r.narrow8("operation kind", m.GetKind()))
-	r.check(o.Kind >= cfs.OpCreate && o.Kind <= cfs.OpSetJob, "operation kind %d", o.Kind)
+	r.check(o.Kind.Valid(), "operation kind %d", o.Kind)
 	switch o.Kind {
-	case cfs.OpCreate, cfs.OpLink, cfs.OpUnlink, cfs.OpRmdir:
+	case cfs.OpCreate:
+		// Without a name: what O_TMPFILE makes.
+		if o.NewName = r.label("new name", m.GetNewName()); !o.Hold || len(m.GetName()) > 0 {
+			o.Name = r.entry("name", m.GetName())
+		}
+	case cfs.OpLink, cfs.OpUnlink, cfs.OpRmdir:
 		o.Name, o.NewName = r.entry("name", m.GetName()), r.label("new name", m.GetNewName())
 	case cfs.OpRename:
 		o.Name, o.NewName = r.entry("name", m.GetName()), r.entry("new name", m.GetNewName())
@@ -239,7 +252,7 @@ func (r *refusal) operation(m *wirepb.Op) cfs.Op {
 // ReplyToPB is the reply as a message.
 func ReplyToPB(p *cfs.Reply) *wirepb.Reply {
 	return &wirepb.Reply{
-		Kind: uint32(p.Kind), Failed: uint32(p.Failed), Index: p.Index,
+		Kind: uint32(p.Kind), Failed: uint32(p.Failed), Index: p.Index, Leased: p.Leased,
 		Results: list(p.Results, func(x cfs.Result) *wirepb.Result {
 			return &wirepb.Result{Attr: AttrToPB(&x.Attr), Dir: AttrToPB(&x.Dir), NewDir: AttrToPB(&x.NewDir), Session: uint64(x.Session), DirWas: x.DirWas}
 		}),
@@ -250,7 +263,7 @@ func ReplyToPB(p *cfs.Reply) *wirepb.Reply {
 func ReplyFromPB(m *wirepb.Reply) (*cfs.Reply, error) {
 	r := refusal{op: "decode reply"}
 	p := &cfs.Reply{
-		Kind: cfs.Kind(r.narrow8("kind", m.GetKind())), Failed: r.narrow16("failed operation", m.GetFailed()), Index: m.GetIndex(),
+		Kind: cfs.Kind(r.narrow8("kind", m.GetKind())), Failed: r.narrow16("failed operation", m.GetFailed()), Index: m.GetIndex(), Leased: m.GetLeased(),
 	}
 	r.check(len(m.GetResults()) <= MaxOps, "%d results, at most %d", len(m.GetResults()), MaxOps)
 	if r.err != nil {

@@ -12,6 +12,8 @@ func QueryToPB(q *cfs.Query) *wirepb.Query {
 		Off: q.Off, End: q.End, Limit: q.Limit, WithAttrs: q.WithAttrs,
 		Pg: uint32(q.PG), StripeSession: uint64(q.Stripe.Session), StripeCounter: q.Stripe.Counter,
 		Stripes: list(q.Stripes, stripeRefToPB), BeforeNs: q.BeforeNS,
+		Session: uint64(q.Session), Epoch: q.Epoch, Open: q.Open, Lock: lockToPB(q.Lock), Index: q.Index, WaitMs: q.WaitMS,
+		Uid: q.Cred.UID, Gid: q.Cred.GID, Groups: q.Cred.Groups, Enforce: q.Cred.Enforce,
 	}
 }
 
@@ -27,8 +29,12 @@ func QueryFromPB(m *wirepb.Query) (*cfs.Query, error) {
 		Off: m.GetOff(), End: m.GetEnd(), Limit: m.GetLimit(), WithAttrs: m.GetWithAttrs(),
 		PG: cfs.PGID(m.GetPg()), Stripe: stripeID(m.GetStripeSession(), m.GetStripeCounter()),
 		Stripes: list(m.GetStripes(), stripeRefFromPB), BeforeNS: m.GetBeforeNs(),
+		Session: cfs.SessionID(m.GetSession()), Epoch: m.GetEpoch(), Open: m.GetOpen(), Lock: r.lock(m.GetLock()),
+		Index: m.GetIndex(), WaitMS: m.GetWaitMs(),
+		Cred: credFromPB(m.GetUid(), m.GetGid(), m.GetGroups(), m.GetEnforce()),
 	}
-	r.check(q.Kind >= cfs.QueryLookup && q.Kind <= cfs.QueryUsage, "query kind %d", q.Kind)
+	r.check(len(q.Cred.Groups) <= MaxCredGroups, "%d groups, at most %d", len(q.Cred.Groups), MaxCredGroups)
+	r.check(q.Kind.Valid(), "query kind %d", q.Kind)
 	if q.Kind == cfs.QueryLookup || q.Kind == cfs.QueryReadDir && len(m.GetName()) > 0 {
 		q.Name = r.entry("name", m.GetName())
 	} else {
@@ -58,6 +64,9 @@ func AnswerToPB(a *cfs.Answer) *wirepb.Answer {
 		Fates:   list(a.Fates, func(f cfs.Fate) uint32 { return uint32(f) }),
 		Windows: list(a.Windows, windowToPB),
 		Usage:   list(a.Usage, UsageToPB),
+
+		Leased: a.Leased, Lock: lockToPB(a.Lock), Changes: list(a.Changes, changeToPB), Consumers: list(a.Consumers, consumerToPB),
+		Sessions: list(a.Sessions, sessionToPB), Tokens: list(a.Tokens, func(t cfs.Token) *wirepb.Token { return TokenToPB(&t) }),
 	}
 	if a.Next != (cfs.Window{}) {
 		m.Next = windowToPB(a.Next)
@@ -89,6 +98,9 @@ func AnswerFromPB(m *wirepb.Answer) (*cfs.Answer, error) {
 		Windows: list(m.GetWindows(), r.window),
 		Next:    r.window(m.GetNext()),
 		Usage:   list(m.GetUsage(), UsageFromPB),
+
+		Leased: m.GetLeased(), Lock: r.lock(m.GetLock()), Changes: list(m.GetChanges(), r.change), Consumers: list(m.GetConsumers(), r.consumer),
+		Sessions: list(m.GetSessions(), r.session), Tokens: list(m.GetTokens(), r.token),
 	}
 	if m.GetMap() != nil {
 		a.Map = r.clusterMap(m.GetMap())

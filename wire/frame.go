@@ -54,6 +54,10 @@ const (
 	OpInspect                    // Empty, InspectReply
 	OpReportShard                // ReportShard, Empty
 	OpCheckState                 // Empty, CheckReply
+	OpWatch                      // Watch, WatchReply: waits for recalls of a session's leases
+	OpWaitLock                   // WaitLock, Empty: waits until a lock may be free
+	OpTop                        // Empty, TopReply
+	OpEnrol                      // Enrol, EnrolReply
 
 	opEnd
 )
@@ -64,6 +68,7 @@ var opNames = [opEnd]string{
 	OpCommand: "command", OpQuery: "query", OpHeartbeat: "heartbeat", OpStatus: "status",
 	OpRaft: "raft", OpSnapshot: "snapshot",
 	OpAdmin: "admin", OpInspect: "inspect", OpReportShard: "report_shard", OpCheckState: "check_state",
+	OpWatch: "watch", OpWaitLock: "wait_lock", OpTop: "top", OpEnrol: "enrol",
 }
 
 // String is the operation's name in errors and metric labels.

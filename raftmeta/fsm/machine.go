@@ -165,60 +165,41 @@ func (t *tx) run(cmd *cfs.Command, reply *cfs.Reply) (cfs.Kind, uint16) {
 	return cfs.KindOK, 0
 }
 
+// carriers carry out the operations of this version.
+var carriers = [...]func(t *tx, op *cfs.Op, res *cfs.Result) cfs.Kind{
+	cfs.OpCreate:        (*tx).create,
+	cfs.OpLink:          (*tx).link,
+	cfs.OpUnlink:        (*tx).unlink,
+	cfs.OpRmdir:         (*tx).rmdir,
+	cfs.OpRename:        (*tx).rename,
+	cfs.OpSetAttr:       (*tx).setAttr,
+	cfs.OpSetXattr:      (*tx).setXattr,
+	cfs.OpRemoveXattr:   (*tx).removeXattr,
+	cfs.OpWrite:         (*tx).write,
+	cfs.OpSwap:          (*tx).swap,
+	cfs.OpRelease:       func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.release(op.Ino, t.sess) },
+	cfs.OpReap:          func(t *tx, _ *cfs.Op, _ *cfs.Result) cfs.Kind { return t.reap() },
+	cfs.OpOpenSession:   (*tx).openSession,
+	cfs.OpExpireSession: func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.expireSession(op.Sess) },
+	cfs.OpSetNode:       func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setNode(&op.Node) },
+	cfs.OpSetDevice:     func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setDevice(&op.Device) },
+	cfs.OpSetGroups:     func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setGroups(op) },
+	cfs.OpFeedDone:      func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.feedDone(op.Device.ID, op.Device.FeedPos) },
+	cfs.OpFillDone:      func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.fillDone(op) },
+	cfs.OpDropGroups:    func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.dropGroups(op.Groups) },
+	cfs.OpSetJob:        func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setJob(op.Job) },
+}
+
 func (t *tx) op(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	// An unknown operation halts before anything else is said of it: a newer replica would carry it out.
-	if op.Kind < cfs.OpCreate || op.Kind > cfs.OpSetJob {
+	if int(op.Kind) >= len(carriers) || carriers[op.Kind] == nil {
 		t.fail(cfs.Errorf("apply", cfs.BadRequest, "operation %d at index %d is of a newer version", op.Kind, t.index))
 		return cfs.BadRequest
 	}
-	if ofLeader := op.Kind >= cfs.OpReap; ofLeader != (t.sess == 0) {
+	if op.Kind.OfLeader() != (t.sess == 0) {
 		return cfs.Permission
 	}
-	switch op.Kind {
-	case cfs.OpCreate:
-		return t.create(op, res)
-	case cfs.OpLink:
-		return t.link(op, res)
-	case cfs.OpUnlink:
-		return t.unlink(op, res)
-	case cfs.OpRmdir:
-		return t.rmdir(op, res)
-	case cfs.OpRename:
-		return t.rename(op, res)
-	case cfs.OpSetAttr:
-		return t.setAttr(op, res)
-	case cfs.OpSetXattr:
-		return t.setXattr(op, res)
-	case cfs.OpRemoveXattr:
-		return t.removeXattr(op, res)
-	case cfs.OpWrite:
-		return t.write(op, res)
-	case cfs.OpSwap:
-		return t.swap(op, res)
-	case cfs.OpRelease:
-		return t.release(op.Ino, t.sess)
-	case cfs.OpReap:
-		return t.reap()
-	case cfs.OpOpenSession:
-		return t.openSession(op, res)
-	case cfs.OpExpireSession:
-		return t.expireSession(op.Sess)
-	case cfs.OpSetNode:
-		return t.setNode(&op.Node)
-	case cfs.OpSetDevice:
-		return t.setDevice(&op.Device)
-	case cfs.OpSetGroups:
-		return t.setGroups(op)
-	case cfs.OpFeedDone:
-		return t.feedDone(op.Device.ID, op.Device.FeedPos)
-	case cfs.OpFillDone:
-		return t.fillDone(op)
-	case cfs.OpDropGroups:
-		return t.dropGroups(op.Groups)
-	case cfs.OpSetJob:
-		return t.setJob(op.Job)
-	}
-	return cfs.BadRequest
+	return carriers[op.Kind](t, op, res)
 }
 
 func (t *tx) openSession(op *cfs.Op, res *cfs.Result) cfs.Kind {

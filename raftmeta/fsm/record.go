@@ -7,7 +7,7 @@ import (
 )
 
 // recordVersion starts every value. A record of another version halts the replica.
-const recordVersion = 1
+const recordVersion = 2
 
 // enc appends fixed little-endian fields.
 type enc struct{ b []byte }
@@ -106,6 +106,7 @@ func (e *enc) attr(a *cfs.Attr) {
 	e.u64(uint64(a.MtimeNS))
 	e.u64(uint64(a.CtimeNS))
 	e.u64(uint64(a.BtimeNS))
+	e.u64(uint64(a.Owner))
 }
 
 func (d *dec) attr() (a cfs.Attr) {
@@ -123,6 +124,7 @@ func (d *dec) attr() (a cfs.Attr) {
 	a.MtimeNS = int64(d.u64())
 	a.CtimeNS = int64(d.u64())
 	a.BtimeNS = int64(d.u64())
+	a.Owner = cfs.SessionID(d.u64())
 	return a
 }
 

@@ -222,6 +222,7 @@ type Attr struct {
 	MtimeNs       int64                  `protobuf:"fixed64,12,opt,name=mtime_ns,json=mtimeNs,proto3" json:"mtime_ns,omitempty"`
 	CtimeNs       int64                  `protobuf:"fixed64,13,opt,name=ctime_ns,json=ctimeNs,proto3" json:"ctime_ns,omitempty"`
 	BtimeNs       int64                  `protobuf:"fixed64,14,opt,name=btime_ns,json=btimeNs,proto3" json:"btime_ns,omitempty"`
+	Owner         uint64                 `protobuf:"varint,15,opt,name=owner,proto3" json:"owner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -350,6 +351,13 @@ func (x *Attr) GetCtimeNs() int64 {
 func (x *Attr) GetBtimeNs() int64 {
 	if x != nil {
 		return x.BtimeNs
+	}
+	return 0
+}
+
+func (x *Attr) GetOwner() uint64 {
+	if x != nil {
+		return x.Owner
 	}
 	return 0
 }
@@ -538,6 +546,12 @@ type Op struct {
 	Groups        []*PG                  `protobuf:"bytes,20,rep,name=groups,proto3" json:"groups,omitempty"`
 	MapVersion    uint64                 `protobuf:"varint,21,opt,name=map_version,json=mapVersion,proto3" json:"map_version,omitempty"`
 	Job           *Job                   `protobuf:"bytes,22,opt,name=job,proto3" json:"job,omitempty"`
+	Lease         bool                   `protobuf:"varint,23,opt,name=lease,proto3" json:"lease,omitempty"`
+	Holds         []uint64               `protobuf:"varint,24,rep,packed,name=holds,proto3" json:"holds,omitempty"`
+	Lock          *Lock                  `protobuf:"bytes,25,opt,name=lock,proto3" json:"lock,omitempty"`
+	Index         uint64                 `protobuf:"varint,26,opt,name=index,proto3" json:"index,omitempty"`
+	Ca            *CA                    `protobuf:"bytes,27,opt,name=ca,proto3" json:"ca,omitempty"`
+	Token         *Token                 `protobuf:"bytes,28,opt,name=token,proto3" json:"token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -722,6 +736,48 @@ func (x *Op) GetMapVersion() uint64 {
 func (x *Op) GetJob() *Job {
 	if x != nil {
 		return x.Job
+	}
+	return nil
+}
+
+func (x *Op) GetLease() bool {
+	if x != nil {
+		return x.Lease
+	}
+	return false
+}
+
+func (x *Op) GetHolds() []uint64 {
+	if x != nil {
+		return x.Holds
+	}
+	return nil
+}
+
+func (x *Op) GetLock() *Lock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+func (x *Op) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Op) GetCa() *CA {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
+func (x *Op) GetToken() *Token {
+	if x != nil {
+		return x.Token
 	}
 	return nil
 }
@@ -916,6 +972,7 @@ type Reply struct {
 	Failed        uint32                 `protobuf:"varint,2,opt,name=failed,proto3" json:"failed,omitempty"`
 	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
 	Results       []*Result              `protobuf:"bytes,4,rep,name=results,proto3" json:"results,omitempty"`
+	Leased        bool                   `protobuf:"varint,5,opt,name=leased,proto3" json:"leased,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -978,6 +1035,13 @@ func (x *Reply) GetResults() []*Result {
 	return nil
 }
 
+func (x *Reply) GetLeased() bool {
+	if x != nil {
+		return x.Leased
+	}
+	return false
+}
+
 type Query struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Kind          uint32                 `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"`
@@ -993,6 +1057,16 @@ type Query struct {
 	StripeCounter uint64                 `protobuf:"varint,11,opt,name=stripe_counter,json=stripeCounter,proto3" json:"stripe_counter,omitempty"`
 	Stripes       []*StripeRef           `protobuf:"bytes,12,rep,name=stripes,proto3" json:"stripes,omitempty"`
 	BeforeNs      int64                  `protobuf:"fixed64,13,opt,name=before_ns,json=beforeNs,proto3" json:"before_ns,omitempty"`
+	Session       uint64                 `protobuf:"varint,14,opt,name=session,proto3" json:"session,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,15,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Open          bool                   `protobuf:"varint,16,opt,name=open,proto3" json:"open,omitempty"`
+	Lock          *Lock                  `protobuf:"bytes,17,opt,name=lock,proto3" json:"lock,omitempty"`
+	Index         uint64                 `protobuf:"varint,18,opt,name=index,proto3" json:"index,omitempty"`
+	WaitMs        uint32                 `protobuf:"varint,19,opt,name=wait_ms,json=waitMs,proto3" json:"wait_ms,omitempty"`
+	Uid           uint32                 `protobuf:"varint,20,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32                 `protobuf:"varint,21,opt,name=gid,proto3" json:"gid,omitempty"`
+	Groups        []uint32               `protobuf:"varint,22,rep,packed,name=groups,proto3" json:"groups,omitempty"`
+	Enforce       bool                   `protobuf:"varint,23,opt,name=enforce,proto3" json:"enforce,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1116,6 +1190,76 @@ func (x *Query) GetBeforeNs() int64 {
 		return x.BeforeNs
 	}
 	return 0
+}
+
+func (x *Query) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *Query) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Query) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
+}
+
+func (x *Query) GetLock() *Lock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+func (x *Query) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Query) GetWaitMs() uint32 {
+	if x != nil {
+		return x.WaitMs
+	}
+	return 0
+}
+
+func (x *Query) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Query) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Query) GetGroups() []uint32 {
+	if x != nil {
+		return x.Groups
+	}
+	return nil
+}
+
+func (x *Query) GetEnforce() bool {
+	if x != nil {
+		return x.Enforce
+	}
+	return false
 }
 
 type StripeRef struct {
@@ -1580,6 +1724,12 @@ type Answer struct {
 	Windows       []*Window              `protobuf:"bytes,14,rep,name=windows,proto3" json:"windows,omitempty"`
 	Next          *Window                `protobuf:"bytes,15,opt,name=next,proto3" json:"next,omitempty"`
 	Usage         []*GroupUsage          `protobuf:"bytes,16,rep,name=usage,proto3" json:"usage,omitempty"`
+	Leased        bool                   `protobuf:"varint,17,opt,name=leased,proto3" json:"leased,omitempty"`
+	Lock          *Lock                  `protobuf:"bytes,18,opt,name=lock,proto3" json:"lock,omitempty"`
+	Changes       []*Change              `protobuf:"bytes,19,rep,name=changes,proto3" json:"changes,omitempty"`
+	Consumers     []*Consumer            `protobuf:"bytes,20,rep,name=consumers,proto3" json:"consumers,omitempty"`
+	Sessions      []*SessionInfo         `protobuf:"bytes,21,rep,name=sessions,proto3" json:"sessions,omitempty"`
+	Tokens        []*Token               `protobuf:"bytes,22,rep,name=tokens,proto3" json:"tokens,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1726,6 +1876,1081 @@ func (x *Answer) GetUsage() []*GroupUsage {
 	return nil
 }
 
+func (x *Answer) GetLeased() bool {
+	if x != nil {
+		return x.Leased
+	}
+	return false
+}
+
+func (x *Answer) GetLock() *Lock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+func (x *Answer) GetChanges() []*Change {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
+func (x *Answer) GetConsumers() []*Consumer {
+	if x != nil {
+		return x.Consumers
+	}
+	return nil
+}
+
+func (x *Answer) GetSessions() []*SessionInfo {
+	if x != nil {
+		return x.Sessions
+	}
+	return nil
+}
+
+func (x *Answer) GetTokens() []*Token {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+type Lock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          uint32                 `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Type          uint32                 `protobuf:"varint,2,opt,name=type,proto3" json:"type,omitempty"`
+	Owner         uint64                 `protobuf:"varint,3,opt,name=owner,proto3" json:"owner,omitempty"`
+	Start         uint64                 `protobuf:"varint,4,opt,name=start,proto3" json:"start,omitempty"`
+	End           uint64                 `protobuf:"varint,5,opt,name=end,proto3" json:"end,omitempty"`
+	Pid           uint32                 `protobuf:"varint,6,opt,name=pid,proto3" json:"pid,omitempty"`
+	Session       uint64                 `protobuf:"varint,7,opt,name=session,proto3" json:"session,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Lock) Reset() {
+	*x = Lock{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Lock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Lock) ProtoMessage() {}
+
+func (x *Lock) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Lock.ProtoReflect.Descriptor instead.
+func (*Lock) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Lock) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *Lock) GetType() uint32 {
+	if x != nil {
+		return x.Type
+	}
+	return 0
+}
+
+func (x *Lock) GetOwner() uint64 {
+	if x != nil {
+		return x.Owner
+	}
+	return 0
+}
+
+func (x *Lock) GetStart() uint64 {
+	if x != nil {
+		return x.Start
+	}
+	return 0
+}
+
+func (x *Lock) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+func (x *Lock) GetPid() uint32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *Lock) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+type Change struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint64                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	N             uint32                 `protobuf:"varint,2,opt,name=n,proto3" json:"n,omitempty"`
+	Kind          uint32                 `protobuf:"varint,3,opt,name=kind,proto3" json:"kind,omitempty"`
+	TimeNs        int64                  `protobuf:"fixed64,4,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
+	Session       uint64                 `protobuf:"varint,5,opt,name=session,proto3" json:"session,omitempty"`
+	Uid           uint32                 `protobuf:"varint,6,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid           uint32                 `protobuf:"varint,7,opt,name=gid,proto3" json:"gid,omitempty"`
+	Ino           uint64                 `protobuf:"fixed64,8,opt,name=ino,proto3" json:"ino,omitempty"`
+	Dir           uint64                 `protobuf:"fixed64,9,opt,name=dir,proto3" json:"dir,omitempty"`
+	NewDir        uint64                 `protobuf:"fixed64,10,opt,name=new_dir,json=newDir,proto3" json:"new_dir,omitempty"`
+	Name          []byte                 `protobuf:"bytes,11,opt,name=name,proto3" json:"name,omitempty"`
+	NewName       []byte                 `protobuf:"bytes,12,opt,name=new_name,json=newName,proto3" json:"new_name,omitempty"`
+	Value         []byte                 `protobuf:"bytes,13,opt,name=value,proto3" json:"value,omitempty"`
+	Flags         uint32                 `protobuf:"varint,14,opt,name=flags,proto3" json:"flags,omitempty"`
+	Mask          uint32                 `protobuf:"varint,15,opt,name=mask,proto3" json:"mask,omitempty"`
+	Attr          *Attr                  `protobuf:"bytes,16,opt,name=attr,proto3" json:"attr,omitempty"`
+	Was           uint64                 `protobuf:"varint,17,opt,name=was,proto3" json:"was,omitempty"`
+	Extents       []*Extent              `protobuf:"bytes,18,rep,name=extents,proto3" json:"extents,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Change) Reset() {
+	*x = Change{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Change) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Change) ProtoMessage() {}
+
+func (x *Change) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Change.ProtoReflect.Descriptor instead.
+func (*Change) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Change) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Change) GetN() uint32 {
+	if x != nil {
+		return x.N
+	}
+	return 0
+}
+
+func (x *Change) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *Change) GetTimeNs() int64 {
+	if x != nil {
+		return x.TimeNs
+	}
+	return 0
+}
+
+func (x *Change) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *Change) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *Change) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *Change) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *Change) GetDir() uint64 {
+	if x != nil {
+		return x.Dir
+	}
+	return 0
+}
+
+func (x *Change) GetNewDir() uint64 {
+	if x != nil {
+		return x.NewDir
+	}
+	return 0
+}
+
+func (x *Change) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *Change) GetNewName() []byte {
+	if x != nil {
+		return x.NewName
+	}
+	return nil
+}
+
+func (x *Change) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
+func (x *Change) GetFlags() uint32 {
+	if x != nil {
+		return x.Flags
+	}
+	return 0
+}
+
+func (x *Change) GetMask() uint32 {
+	if x != nil {
+		return x.Mask
+	}
+	return 0
+}
+
+func (x *Change) GetAttr() *Attr {
+	if x != nil {
+		return x.Attr
+	}
+	return nil
+}
+
+func (x *Change) GetWas() uint64 {
+	if x != nil {
+		return x.Was
+	}
+	return 0
+}
+
+func (x *Change) GetExtents() []*Extent {
+	if x != nil {
+		return x.Extents
+	}
+	return nil
+}
+
+type Consumer struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          []byte                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
+	Behind        uint64                 `protobuf:"varint,3,opt,name=behind,proto3" json:"behind,omitempty"`
+	Lost          bool                   `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Consumer) Reset() {
+	*x = Consumer{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Consumer) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Consumer) ProtoMessage() {}
+
+func (x *Consumer) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Consumer.ProtoReflect.Descriptor instead.
+func (*Consumer) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *Consumer) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *Consumer) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Consumer) GetBehind() uint64 {
+	if x != nil {
+		return x.Behind
+	}
+	return 0
+}
+
+func (x *Consumer) GetLost() bool {
+	if x != nil {
+		return x.Lost
+	}
+	return false
+}
+
+type SessionInfo struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Name          []byte                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	OpenedNs      int64                  `protobuf:"fixed64,3,opt,name=opened_ns,json=openedNs,proto3" json:"opened_ns,omitempty"`
+	LowWater      uint64                 `protobuf:"varint,4,opt,name=low_water,json=lowWater,proto3" json:"low_water,omitempty"`
+	Replies       uint64                 `protobuf:"varint,5,opt,name=replies,proto3" json:"replies,omitempty"`
+	Floor         uint64                 `protobuf:"varint,6,opt,name=floor,proto3" json:"floor,omitempty"`
+	Holds         uint64                 `protobuf:"varint,7,opt,name=holds,proto3" json:"holds,omitempty"`
+	Locks         uint64                 `protobuf:"varint,8,opt,name=locks,proto3" json:"locks,omitempty"`
+	SilentMs      uint64                 `protobuf:"varint,9,opt,name=silent_ms,json=silentMs,proto3" json:"silent_ms,omitempty"`
+	Leases        uint64                 `protobuf:"varint,10,opt,name=leases,proto3" json:"leases,omitempty"`
+	Opens         uint64                 `protobuf:"varint,11,opt,name=opens,proto3" json:"opens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SessionInfo) Reset() {
+	*x = SessionInfo{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SessionInfo) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SessionInfo) ProtoMessage() {}
+
+func (x *SessionInfo) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SessionInfo.ProtoReflect.Descriptor instead.
+func (*SessionInfo) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *SessionInfo) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *SessionInfo) GetOpenedNs() int64 {
+	if x != nil {
+		return x.OpenedNs
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetLowWater() uint64 {
+	if x != nil {
+		return x.LowWater
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetReplies() uint64 {
+	if x != nil {
+		return x.Replies
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetFloor() uint64 {
+	if x != nil {
+		return x.Floor
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetHolds() uint64 {
+	if x != nil {
+		return x.Holds
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetLocks() uint64 {
+	if x != nil {
+		return x.Locks
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetSilentMs() uint64 {
+	if x != nil {
+		return x.SilentMs
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetLeases() uint64 {
+	if x != nil {
+		return x.Leases
+	}
+	return 0
+}
+
+func (x *SessionInfo) GetOpens() uint64 {
+	if x != nil {
+		return x.Opens
+	}
+	return 0
+}
+
+// Watch waits for recalls of a session's leases, and answers those that came before.
+type Watch struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,2,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Acks          []*Ack                 `protobuf:"bytes,3,rep,name=acks,proto3" json:"acks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Watch) Reset() {
+	*x = Watch{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Watch) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Watch) ProtoMessage() {}
+
+func (x *Watch) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Watch.ProtoReflect.Descriptor instead.
+func (*Watch) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *Watch) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *Watch) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Watch) GetAcks() []*Ack {
+	if x != nil {
+		return x.Acks
+	}
+	return nil
+}
+
+type Ack struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"` // of the recall
+	Kind          uint32                 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Attr          *Attr                  `protobuf:"bytes,3,opt,name=attr,proto3" json:"attr,omitempty"` // of a report
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Ack) Reset() {
+	*x = Ack{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Ack) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Ack) ProtoMessage() {}
+
+func (x *Ack) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Ack.ProtoReflect.Descriptor instead.
+func (*Ack) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *Ack) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Ack) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *Ack) GetAttr() *Attr {
+	if x != nil {
+		return x.Attr
+	}
+	return nil
+}
+
+type WatchReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Epoch         uint64                 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"` // of the session's leases now: under another one it has none
+	Recalls       []*Recall              `protobuf:"bytes,2,rep,name=recalls,proto3" json:"recalls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchReply) Reset() {
+	*x = WatchReply{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchReply) ProtoMessage() {}
+
+func (x *WatchReply) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchReply.ProtoReflect.Descriptor instead.
+func (*WatchReply) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *WatchReply) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *WatchReply) GetRecalls() []*Recall {
+	if x != nil {
+		return x.Recalls
+	}
+	return nil
+}
+
+type Recall struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            uint64                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
+	Kind          uint32                 `protobuf:"varint,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Ino           uint64                 `protobuf:"fixed64,3,opt,name=ino,proto3" json:"ino,omitempty"`
+	Dir           uint64                 `protobuf:"fixed64,4,opt,name=dir,proto3" json:"dir,omitempty"`
+	Name          []byte                 `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Recall) Reset() {
+	*x = Recall{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Recall) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Recall) ProtoMessage() {}
+
+func (x *Recall) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Recall.ProtoReflect.Descriptor instead.
+func (*Recall) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Recall) GetId() uint64 {
+	if x != nil {
+		return x.Id
+	}
+	return 0
+}
+
+func (x *Recall) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
+func (x *Recall) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *Recall) GetDir() uint64 {
+	if x != nil {
+		return x.Dir
+	}
+	return 0
+}
+
+func (x *Recall) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+// WaitLock waits until what is in the way of a lock has changed. A wait that would never
+// end is refused as a deadlock.
+type WaitLock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Session       uint64                 `protobuf:"varint,1,opt,name=session,proto3" json:"session,omitempty"`
+	Ino           uint64                 `protobuf:"fixed64,2,opt,name=ino,proto3" json:"ino,omitempty"`
+	Lock          *Lock                  `protobuf:"bytes,3,opt,name=lock,proto3" json:"lock,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WaitLock) Reset() {
+	*x = WaitLock{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WaitLock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WaitLock) ProtoMessage() {}
+
+func (x *WaitLock) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WaitLock.ProtoReflect.Descriptor instead.
+func (*WaitLock) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *WaitLock) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
+func (x *WaitLock) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *WaitLock) GetLock() *Lock {
+	if x != nil {
+		return x.Lock
+	}
+	return nil
+}
+
+type CA struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cert          []byte                 `protobuf:"bytes,1,opt,name=cert,proto3" json:"cert,omitempty"`
+	Key           []byte                 `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
+	Off           bool                   `protobuf:"varint,3,opt,name=off,proto3" json:"off,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CA) Reset() {
+	*x = CA{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CA) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CA) ProtoMessage() {}
+
+func (x *CA) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CA.ProtoReflect.Descriptor instead.
+func (*CA) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *CA) GetCert() []byte {
+	if x != nil {
+		return x.Cert
+	}
+	return nil
+}
+
+func (x *CA) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *CA) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
+}
+
+type Token struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            []byte                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Hash          []byte                 `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	Role          uint32                 `protobuf:"varint,3,opt,name=role,proto3" json:"role,omitempty"`
+	ExpiresNs     int64                  `protobuf:"fixed64,4,opt,name=expires_ns,json=expiresNs,proto3" json:"expires_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Token) Reset() {
+	*x = Token{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Token) ProtoMessage() {}
+
+func (x *Token) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Token.ProtoReflect.Descriptor instead.
+func (*Token) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *Token) GetId() []byte {
+	if x != nil {
+		return x.Id
+	}
+	return nil
+}
+
+func (x *Token) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *Token) GetRole() uint32 {
+	if x != nil {
+		return x.Role
+	}
+	return 0
+}
+
+func (x *Token) GetExpiresNs() int64 {
+	if x != nil {
+		return x.ExpiresNs
+	}
+	return 0
+}
+
+// Enrol asks for a certificate for a public key: with a token, or to renew the one
+// that the connection was made with.
+type Enrol struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Token         string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	PublicKey     []byte                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // DER, PKIX
+	NodeId        uint32                 `protobuf:"varint,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`         // of a server
+	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`                            // of the machine
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Enrol) Reset() {
+	*x = Enrol{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Enrol) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Enrol) ProtoMessage() {}
+
+func (x *Enrol) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Enrol.ProtoReflect.Descriptor instead.
+func (*Enrol) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Enrol) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *Enrol) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
+}
+
+func (x *Enrol) GetNodeId() uint32 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *Enrol) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type EnrolReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Cert          []byte                 `protobuf:"bytes,1,opt,name=cert,proto3" json:"cert,omitempty"` // DER
+	Ca            []byte                 `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`     // DER
+	ClusterId     string                 `protobuf:"bytes,3,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnrolReply) Reset() {
+	*x = EnrolReply{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnrolReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnrolReply) ProtoMessage() {}
+
+func (x *EnrolReply) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnrolReply.ProtoReflect.Descriptor instead.
+func (*EnrolReply) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *EnrolReply) GetCert() []byte {
+	if x != nil {
+		return x.Cert
+	}
+	return nil
+}
+
+func (x *EnrolReply) GetCa() []byte {
+	if x != nil {
+		return x.Ca
+	}
+	return nil
+}
+
+func (x *EnrolReply) GetClusterId() string {
+	if x != nil {
+		return x.ClusterId
+	}
+	return ""
+}
+
 type Node struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1738,7 +2963,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[19]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1750,7 +2975,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[19]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1763,7 +2988,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{19}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Node) GetId() uint32 {
@@ -1810,7 +3035,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[20]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1822,7 +3047,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[20]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1835,7 +3060,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{20}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Device) GetId() uint32 {
@@ -1905,7 +3130,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[21]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +3142,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[21]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +3155,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{21}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Slot) GetDevice() uint32 {
@@ -1968,7 +3193,7 @@ type PG struct {
 
 func (x *PG) Reset() {
 	*x = PG{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[22]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1980,7 +3205,7 @@ func (x *PG) String() string {
 func (*PG) ProtoMessage() {}
 
 func (x *PG) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[22]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1993,7 +3218,7 @@ func (x *PG) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PG.ProtoReflect.Descriptor instead.
 func (*PG) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{22}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *PG) GetId() uint32 {
@@ -2046,13 +3271,15 @@ type Map struct {
 	Devices       []*Device              `protobuf:"bytes,4,rep,name=devices,proto3" json:"devices,omitempty"`
 	Groups        []*PG                  `protobuf:"bytes,5,rep,name=groups,proto3" json:"groups,omitempty"`
 	Jobs          []*Job                 `protobuf:"bytes,6,rep,name=jobs,proto3" json:"jobs,omitempty"`
+	TlsOff        bool                   `protobuf:"varint,7,opt,name=tls_off,json=tlsOff,proto3" json:"tls_off,omitempty"`
+	Revoked       [][]byte               `protobuf:"bytes,8,rep,name=revoked,proto3" json:"revoked,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Map) Reset() {
 	*x = Map{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[23]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +3291,7 @@ func (x *Map) String() string {
 func (*Map) ProtoMessage() {}
 
 func (x *Map) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[23]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +3304,7 @@ func (x *Map) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Map.ProtoReflect.Descriptor instead.
 func (*Map) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{23}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Map) GetClusterId() string {
@@ -2122,6 +3349,20 @@ func (x *Map) GetJobs() []*Job {
 	return nil
 }
 
+func (x *Map) GetTlsOff() bool {
+	if x != nil {
+		return x.TlsOff
+	}
+	return false
+}
+
+func (x *Map) GetRevoked() [][]byte {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
 type Job struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Device        uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"`
@@ -2138,7 +3379,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[24]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2150,7 +3391,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[24]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2163,7 +3404,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{24}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Job) GetDevice() uint32 {
@@ -2230,13 +3471,15 @@ type Heartbeat struct {
 	Devices       []*Device              `protobuf:"bytes,3,rep,name=devices,proto3" json:"devices,omitempty"`
 	MapVersion    uint64                 `protobuf:"varint,4,opt,name=map_version,json=mapVersion,proto3" json:"map_version,omitempty"` // what the sender has
 	Fills         []*Fill                `protobuf:"bytes,5,rep,name=fills,proto3" json:"fills,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`         // of the session's leases, as the sender knows it
+	Opens         []uint64               `protobuf:"fixed64,7,rep,packed,name=opens,proto3" json:"opens,omitempty"` // inodes that the session has open, where the epoch is new to it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[25]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2248,7 +3491,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[25]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2261,7 +3504,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{25}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Heartbeat) GetSession() uint64 {
@@ -2299,6 +3542,20 @@ func (x *Heartbeat) GetFills() []*Fill {
 	return nil
 }
 
+func (x *Heartbeat) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Heartbeat) GetOpens() []uint64 {
+	if x != nil {
+		return x.Opens
+	}
+	return nil
+}
+
 // Fill is how far a node has filled a slot of one of its devices.
 type Fill struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2311,7 +3568,7 @@ type Fill struct {
 
 func (x *Fill) Reset() {
 	*x = Fill{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[26]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +3580,7 @@ func (x *Fill) String() string {
 func (*Fill) ProtoMessage() {}
 
 func (x *Fill) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[26]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +3593,7 @@ func (x *Fill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fill.ProtoReflect.Descriptor instead.
 func (*Fill) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{26}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Fill) GetPg() uint32 {
@@ -2364,13 +3621,15 @@ type HeartbeatReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	MapVersion    uint64                 `protobuf:"varint,1,opt,name=map_version,json=mapVersion,proto3" json:"map_version,omitempty"`
 	InlineFull    bool                   `protobuf:"varint,2,opt,name=inline_full,json=inlineFull,proto3" json:"inline_full,omitempty"` // inline extents are refused for now
+	Epoch         uint64                 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`                             // of the session's leases now: under another one it has none
+	LeaseMs       uint32                 `protobuf:"varint,4,opt,name=lease_ms,json=leaseMs,proto3" json:"lease_ms,omitempty"`          // read leases lapse so long after the heartbeat was sent
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[27]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2382,7 +3641,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[27]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2395,7 +3654,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{27}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *HeartbeatReply) GetMapVersion() uint64 {
@@ -2410,6 +3669,20 @@ func (x *HeartbeatReply) GetInlineFull() bool {
 		return x.InlineFull
 	}
 	return false
+}
+
+func (x *HeartbeatReply) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *HeartbeatReply) GetLeaseMs() uint32 {
+	if x != nil {
+		return x.LeaseMs
+	}
+	return 0
 }
 
 type StatusReply struct {
@@ -2432,7 +3705,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[28]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2444,7 +3717,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[28]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2457,7 +3730,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{28}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *StatusReply) GetClusterId() string {
@@ -2553,13 +3826,19 @@ type Admin struct {
 	Path          string                 `protobuf:"bytes,3,opt,name=path,proto3" json:"path,omitempty"`
 	RateBytes     uint64                 `protobuf:"varint,4,opt,name=rate_bytes,json=rateBytes,proto3" json:"rate_bytes,omitempty"`
 	Force         bool                   `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
+	Node          uint32                 `protobuf:"varint,6,opt,name=node,proto3" json:"node,omitempty"`
+	Other         uint32                 `protobuf:"varint,7,opt,name=other,proto3" json:"other,omitempty"`
+	Role          uint32                 `protobuf:"varint,8,opt,name=role,proto3" json:"role,omitempty"`
+	TtlMs         uint64                 `protobuf:"varint,9,opt,name=ttl_ms,json=ttlMs,proto3" json:"ttl_ms,omitempty"`
+	Text          string                 `protobuf:"bytes,10,opt,name=text,proto3" json:"text,omitempty"`
+	Session       uint64                 `protobuf:"varint,11,opt,name=session,proto3" json:"session,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[29]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2571,7 +3850,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[29]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2584,7 +3863,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{29}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *Admin) GetVerb() uint32 {
@@ -2622,17 +3901,60 @@ func (x *Admin) GetForce() bool {
 	return false
 }
 
+func (x *Admin) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *Admin) GetOther() uint32 {
+	if x != nil {
+		return x.Other
+	}
+	return 0
+}
+
+func (x *Admin) GetRole() uint32 {
+	if x != nil {
+		return x.Role
+	}
+	return 0
+}
+
+func (x *Admin) GetTtlMs() uint64 {
+	if x != nil {
+		return x.TtlMs
+	}
+	return 0
+}
+
+func (x *Admin) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *Admin) GetSession() uint64 {
+	if x != nil {
+		return x.Session
+	}
+	return 0
+}
+
 type AdminReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Device        uint32                 `protobuf:"varint,1,opt,name=device,proto3" json:"device,omitempty"` // that was added
 	Text          string                 `protobuf:"bytes,2,opt,name=text,proto3" json:"text,omitempty"`      // what was done, for people
+	Token         string                 `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`    // that was made: it is shown this once
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AdminReply) Reset() {
 	*x = AdminReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[30]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2644,7 +3966,7 @@ func (x *AdminReply) String() string {
 func (*AdminReply) ProtoMessage() {}
 
 func (x *AdminReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[30]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2657,7 +3979,7 @@ func (x *AdminReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminReply.ProtoReflect.Descriptor instead.
 func (*AdminReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *AdminReply) GetDevice() uint32 {
@@ -2674,6 +3996,219 @@ func (x *AdminReply) GetText() string {
 	return ""
 }
 
+func (x *AdminReply) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+// TopReply is what the server that is asked has done since it started.
+type TopReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        uint32                 `protobuf:"varint,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	Leader        bool                   `protobuf:"varint,2,opt,name=leader,proto3" json:"leader,omitempty"`
+	UptimeMs      uint64                 `protobuf:"varint,3,opt,name=uptime_ms,json=uptimeMs,proto3" json:"uptime_ms,omitempty"`
+	Ops           []*OpStats             `protobuf:"bytes,4,rep,name=ops,proto3" json:"ops,omitempty"`
+	Dirs          []*HotDir              `protobuf:"bytes,5,rep,name=dirs,proto3" json:"dirs,omitempty"`     // the hottest first, over about the last minute
+	Stages        []*OpStats             `protobuf:"bytes,6,rep,name=stages,proto3" json:"stages,omitempty"` // of a commit: queue, replicate, sync, apply
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TopReply) Reset() {
+	*x = TopReply{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TopReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TopReply) ProtoMessage() {}
+
+func (x *TopReply) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TopReply.ProtoReflect.Descriptor instead.
+func (*TopReply) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *TopReply) GetNodeId() uint32 {
+	if x != nil {
+		return x.NodeId
+	}
+	return 0
+}
+
+func (x *TopReply) GetLeader() bool {
+	if x != nil {
+		return x.Leader
+	}
+	return false
+}
+
+func (x *TopReply) GetUptimeMs() uint64 {
+	if x != nil {
+		return x.UptimeMs
+	}
+	return 0
+}
+
+func (x *TopReply) GetOps() []*OpStats {
+	if x != nil {
+		return x.Ops
+	}
+	return nil
+}
+
+func (x *TopReply) GetDirs() []*HotDir {
+	if x != nil {
+		return x.Dirs
+	}
+	return nil
+}
+
+func (x *TopReply) GetStages() []*OpStats {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
+// OpStats is how often something was done and how long it took.
+type OpStats struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	TotalNs       uint64                 `protobuf:"varint,3,opt,name=total_ns,json=totalNs,proto3" json:"total_ns,omitempty"`
+	Buckets       []uint64               `protobuf:"varint,4,rep,packed,name=buckets,proto3" json:"buckets,omitempty"` // counts by the power of two of the microseconds
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OpStats) Reset() {
+	*x = OpStats{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OpStats) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OpStats) ProtoMessage() {}
+
+func (x *OpStats) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OpStats.ProtoReflect.Descriptor instead.
+func (*OpStats) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *OpStats) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *OpStats) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *OpStats) GetTotalNs() uint64 {
+	if x != nil {
+		return x.TotalNs
+	}
+	return 0
+}
+
+func (x *OpStats) GetBuckets() []uint64 {
+	if x != nil {
+		return x.Buckets
+	}
+	return nil
+}
+
+type HotDir struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ino           uint64                 `protobuf:"fixed64,1,opt,name=ino,proto3" json:"ino,omitempty"`
+	Ops           uint64                 `protobuf:"varint,2,opt,name=ops,proto3" json:"ops,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HotDir) Reset() {
+	*x = HotDir{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HotDir) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HotDir) ProtoMessage() {}
+
+func (x *HotDir) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HotDir.ProtoReflect.Descriptor instead.
+func (*HotDir) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *HotDir) GetIno() uint64 {
+	if x != nil {
+		return x.Ino
+	}
+	return 0
+}
+
+func (x *HotDir) GetOps() uint64 {
+	if x != nil {
+		return x.Ops
+	}
+	return 0
+}
+
 // InspectReply is what a server knows of its own devices.
 type InspectReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2686,7 +4221,7 @@ type InspectReply struct {
 
 func (x *InspectReply) Reset() {
 	*x = InspectReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[31]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2698,7 +4233,7 @@ func (x *InspectReply) String() string {
 func (*InspectReply) ProtoMessage() {}
 
 func (x *InspectReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[31]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2711,7 +4246,7 @@ func (x *InspectReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectReply.ProtoReflect.Descriptor instead.
 func (*InspectReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{31}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *InspectReply) GetNodeId() uint32 {
@@ -2761,7 +4296,7 @@ type DeviceInfo struct {
 
 func (x *DeviceInfo) Reset() {
 	*x = DeviceInfo{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[32]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +4308,7 @@ func (x *DeviceInfo) String() string {
 func (*DeviceInfo) ProtoMessage() {}
 
 func (x *DeviceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[32]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +4321,7 @@ func (x *DeviceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceInfo.ProtoReflect.Descriptor instead.
 func (*DeviceInfo) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{32}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *DeviceInfo) GetId() uint32 {
@@ -2926,7 +4461,7 @@ type ReportShard struct {
 
 func (x *ReportShard) Reset() {
 	*x = ReportShard{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[33]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2938,7 +4473,7 @@ func (x *ReportShard) String() string {
 func (*ReportShard) ProtoMessage() {}
 
 func (x *ReportShard) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[33]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2951,7 +4486,7 @@ func (x *ReportShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportShard.ProtoReflect.Descriptor instead.
 func (*ReportShard) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{33}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ReportShard) GetDevice() uint32 {
@@ -2983,7 +4518,7 @@ type CheckReply struct {
 
 func (x *CheckReply) Reset() {
 	*x = CheckReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[34]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2995,7 +4530,7 @@ func (x *CheckReply) String() string {
 func (*CheckReply) ProtoMessage() {}
 
 func (x *CheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[34]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3008,7 +4543,7 @@ func (x *CheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
 func (*CheckReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{34}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *CheckReply) GetAppliedIndex() uint64 {
@@ -3063,7 +4598,7 @@ type Raft struct {
 
 func (x *Raft) Reset() {
 	*x = Raft{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[35]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3075,7 +4610,7 @@ func (x *Raft) String() string {
 func (*Raft) ProtoMessage() {}
 
 func (x *Raft) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[35]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3088,7 +4623,7 @@ func (x *Raft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Raft.ProtoReflect.Descriptor instead.
 func (*Raft) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{35}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Raft) GetMessages() [][]byte {
@@ -3113,7 +4648,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[36]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3125,7 +4660,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[36]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3138,7 +4673,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{36}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Snapshot) GetIndex() uint64 {
@@ -3187,7 +4722,7 @@ type ShardKey struct {
 
 func (x *ShardKey) Reset() {
 	*x = ShardKey{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[37]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3199,7 +4734,7 @@ func (x *ShardKey) String() string {
 func (*ShardKey) ProtoMessage() {}
 
 func (x *ShardKey) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[37]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3212,7 +4747,7 @@ func (x *ShardKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardKey.ProtoReflect.Descriptor instead.
 func (*ShardKey) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{37}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ShardKey) GetStripeSession() uint64 {
@@ -3250,7 +4785,7 @@ type PutShard struct {
 
 func (x *PutShard) Reset() {
 	*x = PutShard{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[38]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3262,7 +4797,7 @@ func (x *PutShard) String() string {
 func (*PutShard) ProtoMessage() {}
 
 func (x *PutShard) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[38]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3275,7 +4810,7 @@ func (x *PutShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutShard.ProtoReflect.Descriptor instead.
 func (*PutShard) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{38}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *PutShard) GetDevice() uint32 {
@@ -3326,7 +4861,7 @@ type GetShard struct {
 
 func (x *GetShard) Reset() {
 	*x = GetShard{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3338,7 +4873,7 @@ func (x *GetShard) String() string {
 func (*GetShard) ProtoMessage() {}
 
 func (x *GetShard) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3351,7 +4886,7 @@ func (x *GetShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShard.ProtoReflect.Descriptor instead.
 func (*GetShard) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{39}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetShard) GetDevice() uint32 {
@@ -3391,7 +4926,7 @@ type GetShardReply struct {
 
 func (x *GetShardReply) Reset() {
 	*x = GetShardReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3403,7 +4938,7 @@ func (x *GetShardReply) String() string {
 func (*GetShardReply) ProtoMessage() {}
 
 func (x *GetShardReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3416,7 +4951,7 @@ func (x *GetShardReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShardReply.ProtoReflect.Descriptor instead.
 func (*GetShardReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{40}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetShardReply) GetCrcs() []byte {
@@ -3436,7 +4971,7 @@ type DeleteShards struct {
 
 func (x *DeleteShards) Reset() {
 	*x = DeleteShards{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3448,7 +4983,7 @@ func (x *DeleteShards) String() string {
 func (*DeleteShards) ProtoMessage() {}
 
 func (x *DeleteShards) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3461,7 +4996,7 @@ func (x *DeleteShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteShards.ProtoReflect.Descriptor instead.
 func (*DeleteShards) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{41}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DeleteShards) GetDevice() uint32 {
@@ -3489,7 +5024,7 @@ type ListShards struct {
 
 func (x *ListShards) Reset() {
 	*x = ListShards{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3501,7 +5036,7 @@ func (x *ListShards) String() string {
 func (*ListShards) ProtoMessage() {}
 
 func (x *ListShards) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3514,7 +5049,7 @@ func (x *ListShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListShards.ProtoReflect.Descriptor instead.
 func (*ListShards) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{42}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListShards) GetDevice() uint32 {
@@ -3550,7 +5085,7 @@ type ShardInfo struct {
 
 func (x *ShardInfo) Reset() {
 	*x = ShardInfo{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3562,7 +5097,7 @@ func (x *ShardInfo) String() string {
 func (*ShardInfo) ProtoMessage() {}
 
 func (x *ShardInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3575,7 +5110,7 @@ func (x *ShardInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardInfo.ProtoReflect.Descriptor instead.
 func (*ShardInfo) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{43}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ShardInfo) GetKey() *ShardKey {
@@ -3616,7 +5151,7 @@ type ListShardsReply struct {
 
 func (x *ListShardsReply) Reset() {
 	*x = ListShardsReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3628,7 +5163,7 @@ func (x *ListShardsReply) String() string {
 func (*ListShardsReply) ProtoMessage() {}
 
 func (x *ListShardsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3641,7 +5176,7 @@ func (x *ListShardsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListShardsReply.ProtoReflect.Descriptor instead.
 func (*ListShardsReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{44}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListShardsReply) GetShards() []*ShardInfo {
@@ -3675,7 +5210,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x02op\x18\x02 \x01(\tR\x02op\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x12\x16\n" +
 	"\x06leader\x18\x04 \x01(\tR\x06leader\"\a\n" +
-	"\x05Empty\"\xb6\x02\n" +
+	"\x05Empty\"\xcc\x02\n" +
 	"\x04Attr\x12\x10\n" +
 	"\x03ino\x18\x01 \x01(\x06R\x03ino\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x14\n" +
@@ -3691,7 +5226,8 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\batime_ns\x18\v \x01(\x10R\aatimeNs\x12\x19\n" +
 	"\bmtime_ns\x18\f \x01(\x10R\amtimeNs\x12\x19\n" +
 	"\bctime_ns\x18\r \x01(\x10R\actimeNs\x12\x19\n" +
-	"\bbtime_ns\x18\x0e \x01(\x10R\abtimeNs\"\xf4\x01\n" +
+	"\bbtime_ns\x18\x0e \x01(\x10R\abtimeNs\x12\x14\n" +
+	"\x05owner\x18\x0f \x01(\x04R\x05owner\"\xf4\x01\n" +
 	"\x06Extent\x12\x10\n" +
 	"\x03off\x18\x01 \x01(\x04R\x03off\x12\x10\n" +
 	"\x03len\x18\x02 \x01(\x04R\x03len\x12\x12\n" +
@@ -3706,7 +5242,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"stripe_len\x18\t \x01(\rR\tstripeLen\"/\n" +
 	"\aPGEpoch\x12\x0e\n" +
 	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\rR\x05epoch\"\xaa\x05\n" +
+	"\x05epoch\x18\x02 \x01(\rR\x05epoch\"\xe4\x06\n" +
 	"\x02Op\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x06R\x03ino\x12\x10\n" +
@@ -3731,7 +5267,13 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x06groups\x18\x14 \x03(\v2\x11.claudefs.wire.PGR\x06groups\x12\x1f\n" +
 	"\vmap_version\x18\x15 \x01(\x04R\n" +
 	"mapVersion\x12$\n" +
-	"\x03job\x18\x16 \x01(\v2\x12.claudefs.wire.JobR\x03job\"\xe3\x01\n" +
+	"\x03job\x18\x16 \x01(\v2\x12.claudefs.wire.JobR\x03job\x12\x14\n" +
+	"\x05lease\x18\x17 \x01(\bR\x05lease\x12\x14\n" +
+	"\x05holds\x18\x18 \x03(\x04R\x05holds\x12'\n" +
+	"\x04lock\x18\x19 \x01(\v2\x13.claudefs.wire.LockR\x04lock\x12\x14\n" +
+	"\x05index\x18\x1a \x01(\x04R\x05index\x12!\n" +
+	"\x02ca\x18\x1b \x01(\v2\x11.claudefs.wire.CAR\x02ca\x12*\n" +
+	"\x05token\x18\x1c \x01(\v2\x14.claudefs.wire.TokenR\x05token\"\xe3\x01\n" +
 	"\aCommand\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x1b\n" +
@@ -3747,12 +5289,13 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x03dir\x18\x02 \x01(\v2\x13.claudefs.wire.AttrR\x03dir\x12,\n" +
 	"\anew_dir\x18\x03 \x01(\v2\x13.claudefs.wire.AttrR\x06newDir\x12\x18\n" +
 	"\asession\x18\x04 \x01(\x04R\asession\x12\x17\n" +
-	"\adir_was\x18\x05 \x01(\x04R\x06dirWas\"z\n" +
+	"\adir_was\x18\x05 \x01(\x04R\x06dirWas\"\x92\x01\n" +
 	"\x05Reply\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x16\n" +
 	"\x06failed\x18\x02 \x01(\rR\x06failed\x12\x14\n" +
 	"\x05index\x18\x03 \x01(\x04R\x05index\x12/\n" +
-	"\aresults\x18\x04 \x03(\v2\x15.claudefs.wire.ResultR\aresults\"\xdb\x02\n" +
+	"\aresults\x18\x04 \x03(\v2\x15.claudefs.wire.ResultR\aresults\x12\x16\n" +
+	"\x06leased\x18\x05 \x01(\bR\x06leased\"\xcd\x04\n" +
 	"\x05Query\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x06R\x03ino\x12\x10\n" +
@@ -3768,7 +5311,17 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	" \x01(\x04R\rstripeSession\x12%\n" +
 	"\x0estripe_counter\x18\v \x01(\x04R\rstripeCounter\x122\n" +
 	"\astripes\x18\f \x03(\v2\x18.claudefs.wire.StripeRefR\astripes\x12\x1b\n" +
-	"\tbefore_ns\x18\r \x01(\x10R\bbeforeNs\"i\n" +
+	"\tbefore_ns\x18\r \x01(\x10R\bbeforeNs\x12\x18\n" +
+	"\asession\x18\x0e \x01(\x04R\asession\x12\x14\n" +
+	"\x05epoch\x18\x0f \x01(\x04R\x05epoch\x12\x12\n" +
+	"\x04open\x18\x10 \x01(\bR\x04open\x12'\n" +
+	"\x04lock\x18\x11 \x01(\v2\x13.claudefs.wire.LockR\x04lock\x12\x14\n" +
+	"\x05index\x18\x12 \x01(\x04R\x05index\x12\x17\n" +
+	"\await_ms\x18\x13 \x01(\rR\x06waitMs\x12\x10\n" +
+	"\x03uid\x18\x14 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x15 \x01(\rR\x03gid\x12\x16\n" +
+	"\x06groups\x18\x16 \x03(\rR\x06groups\x12\x18\n" +
+	"\aenforce\x18\x17 \x01(\bR\aenforce\"i\n" +
 	"\tStripeRef\x12\x0e\n" +
 	"\x02pg\x18\x01 \x01(\rR\x02pg\x12%\n" +
 	"\x0estripe_session\x18\x02 \x01(\x04R\rstripeSession\x12%\n" +
@@ -3803,7 +5356,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x03pos\x18\x01 \x01(\x04R\x03pos\x12\x0e\n" +
 	"\x02pg\x18\x02 \x01(\rR\x02pg\x12%\n" +
 	"\x0estripe_session\x18\x03 \x01(\x04R\rstripeSession\x12%\n" +
-	"\x0estripe_counter\x18\x04 \x01(\x04R\rstripeCounter\"\xe7\x04\n" +
+	"\x0estripe_counter\x18\x04 \x01(\x04R\rstripeCounter\"\xf6\x06\n" +
 	"\x06Answer\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12'\n" +
 	"\x04attr\x18\x02 \x01(\v2\x13.claudefs.wire.AttrR\x04attr\x12%\n" +
@@ -3821,7 +5374,103 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x05fates\x18\r \x03(\rR\x05fates\x12/\n" +
 	"\awindows\x18\x0e \x03(\v2\x15.claudefs.wire.WindowR\awindows\x12)\n" +
 	"\x04next\x18\x0f \x01(\v2\x15.claudefs.wire.WindowR\x04next\x12/\n" +
-	"\x05usage\x18\x10 \x03(\v2\x19.claudefs.wire.GroupUsageR\x05usage\"V\n" +
+	"\x05usage\x18\x10 \x03(\v2\x19.claudefs.wire.GroupUsageR\x05usage\x12\x16\n" +
+	"\x06leased\x18\x11 \x01(\bR\x06leased\x12'\n" +
+	"\x04lock\x18\x12 \x01(\v2\x13.claudefs.wire.LockR\x04lock\x12/\n" +
+	"\achanges\x18\x13 \x03(\v2\x15.claudefs.wire.ChangeR\achanges\x125\n" +
+	"\tconsumers\x18\x14 \x03(\v2\x17.claudefs.wire.ConsumerR\tconsumers\x126\n" +
+	"\bsessions\x18\x15 \x03(\v2\x1a.claudefs.wire.SessionInfoR\bsessions\x12,\n" +
+	"\x06tokens\x18\x16 \x03(\v2\x14.claudefs.wire.TokenR\x06tokens\"\x98\x01\n" +
+	"\x04Lock\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x12\n" +
+	"\x04type\x18\x02 \x01(\rR\x04type\x12\x14\n" +
+	"\x05owner\x18\x03 \x01(\x04R\x05owner\x12\x14\n" +
+	"\x05start\x18\x04 \x01(\x04R\x05start\x12\x10\n" +
+	"\x03end\x18\x05 \x01(\x04R\x03end\x12\x10\n" +
+	"\x03pid\x18\x06 \x01(\rR\x03pid\x12\x18\n" +
+	"\asession\x18\a \x01(\x04R\asession\"\xaf\x03\n" +
+	"\x06Change\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x04R\x05index\x12\f\n" +
+	"\x01n\x18\x02 \x01(\rR\x01n\x12\x12\n" +
+	"\x04kind\x18\x03 \x01(\rR\x04kind\x12\x17\n" +
+	"\atime_ns\x18\x04 \x01(\x10R\x06timeNs\x12\x18\n" +
+	"\asession\x18\x05 \x01(\x04R\asession\x12\x10\n" +
+	"\x03uid\x18\x06 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\a \x01(\rR\x03gid\x12\x10\n" +
+	"\x03ino\x18\b \x01(\x06R\x03ino\x12\x10\n" +
+	"\x03dir\x18\t \x01(\x06R\x03dir\x12\x17\n" +
+	"\anew_dir\x18\n" +
+	" \x01(\x06R\x06newDir\x12\x12\n" +
+	"\x04name\x18\v \x01(\fR\x04name\x12\x19\n" +
+	"\bnew_name\x18\f \x01(\fR\anewName\x12\x14\n" +
+	"\x05value\x18\r \x01(\fR\x05value\x12\x14\n" +
+	"\x05flags\x18\x0e \x01(\rR\x05flags\x12\x12\n" +
+	"\x04mask\x18\x0f \x01(\rR\x04mask\x12'\n" +
+	"\x04attr\x18\x10 \x01(\v2\x13.claudefs.wire.AttrR\x04attr\x12\x10\n" +
+	"\x03was\x18\x11 \x01(\x04R\x03was\x12/\n" +
+	"\aextents\x18\x12 \x03(\v2\x15.claudefs.wire.ExtentR\aextents\"`\n" +
+	"\bConsumer\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\fR\x04name\x12\x14\n" +
+	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x16\n" +
+	"\x06behind\x18\x03 \x01(\x04R\x06behind\x12\x12\n" +
+	"\x04lost\x18\x04 \x01(\bR\x04lost\"\x92\x02\n" +
+	"\vSessionInfo\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\fR\x04name\x12\x1b\n" +
+	"\topened_ns\x18\x03 \x01(\x10R\bopenedNs\x12\x1b\n" +
+	"\tlow_water\x18\x04 \x01(\x04R\blowWater\x12\x18\n" +
+	"\areplies\x18\x05 \x01(\x04R\areplies\x12\x14\n" +
+	"\x05floor\x18\x06 \x01(\x04R\x05floor\x12\x14\n" +
+	"\x05holds\x18\a \x01(\x04R\x05holds\x12\x14\n" +
+	"\x05locks\x18\b \x01(\x04R\x05locks\x12\x1b\n" +
+	"\tsilent_ms\x18\t \x01(\x04R\bsilentMs\x12\x16\n" +
+	"\x06leases\x18\n" +
+	" \x01(\x04R\x06leases\x12\x14\n" +
+	"\x05opens\x18\v \x01(\x04R\x05opens\"_\n" +
+	"\x05Watch\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x14\n" +
+	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12&\n" +
+	"\x04acks\x18\x03 \x03(\v2\x12.claudefs.wire.AckR\x04acks\"R\n" +
+	"\x03Ack\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\rR\x04kind\x12'\n" +
+	"\x04attr\x18\x03 \x01(\v2\x13.claudefs.wire.AttrR\x04attr\"S\n" +
+	"\n" +
+	"WatchReply\x12\x14\n" +
+	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12/\n" +
+	"\arecalls\x18\x02 \x03(\v2\x15.claudefs.wire.RecallR\arecalls\"d\n" +
+	"\x06Recall\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x10\n" +
+	"\x03ino\x18\x03 \x01(\x06R\x03ino\x12\x10\n" +
+	"\x03dir\x18\x04 \x01(\x06R\x03dir\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\fR\x04name\"_\n" +
+	"\bWaitLock\x12\x18\n" +
+	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
+	"\x03ino\x18\x02 \x01(\x06R\x03ino\x12'\n" +
+	"\x04lock\x18\x03 \x01(\v2\x13.claudefs.wire.LockR\x04lock\"<\n" +
+	"\x02CA\x12\x12\n" +
+	"\x04cert\x18\x01 \x01(\fR\x04cert\x12\x10\n" +
+	"\x03key\x18\x02 \x01(\fR\x03key\x12\x10\n" +
+	"\x03off\x18\x03 \x01(\bR\x03off\"^\n" +
+	"\x05Token\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\fR\x02id\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x12\n" +
+	"\x04role\x18\x03 \x01(\rR\x04role\x12\x1d\n" +
+	"\n" +
+	"expires_ns\x18\x04 \x01(\x10R\texpiresNs\"i\n" +
+	"\x05Enrol\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x02 \x01(\fR\tpublicKey\x12\x17\n" +
+	"\anode_id\x18\x03 \x01(\rR\x06nodeId\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\"O\n" +
+	"\n" +
+	"EnrolReply\x12\x12\n" +
+	"\x04cert\x18\x01 \x01(\fR\x04cert\x12\x0e\n" +
+	"\x02ca\x18\x02 \x01(\fR\x02ca\x12\x1d\n" +
+	"\n" +
+	"cluster_id\x18\x03 \x01(\tR\tclusterId\"V\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x14\n" +
@@ -3846,7 +5495,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x01m\x18\x03 \x01(\rR\x01m\x12)\n" +
 	"\x05slots\x18\x04 \x03(\v2\x13.claudefs.wire.SlotR\x05slots\x12\x14\n" +
 	"\x05epoch\x18\x05 \x01(\rR\x05epoch\x12\x1a\n" +
-	"\bwritable\x18\x06 \x01(\bR\bwritable\"\xed\x01\n" +
+	"\bwritable\x18\x06 \x01(\bR\bwritable\"\xa0\x02\n" +
 	"\x03Map\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x18\n" +
@@ -3854,7 +5503,9 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x05nodes\x18\x03 \x03(\v2\x13.claudefs.wire.NodeR\x05nodes\x12/\n" +
 	"\adevices\x18\x04 \x03(\v2\x15.claudefs.wire.DeviceR\adevices\x12)\n" +
 	"\x06groups\x18\x05 \x03(\v2\x11.claudefs.wire.PGR\x06groups\x12&\n" +
-	"\x04jobs\x18\x06 \x03(\v2\x12.claudefs.wire.JobR\x04jobs\"\xe4\x01\n" +
+	"\x04jobs\x18\x06 \x03(\v2\x12.claudefs.wire.JobR\x04jobs\x12\x17\n" +
+	"\atls_off\x18\a \x01(\bR\x06tlsOff\x12\x18\n" +
+	"\arevoked\x18\b \x03(\fR\arevoked\"\xe4\x01\n" +
 	"\x03Job\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x14\n" +
@@ -3868,24 +5519,28 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\n" +
 	"started_ns\x18\a \x01(\x10R\tstartedNs\x12\x1d\n" +
 	"\n" +
-	"changed_ns\x18\b \x01(\x10R\tchangedNs\"\xcb\x01\n" +
+	"changed_ns\x18\b \x01(\x10R\tchangedNs\"\xf7\x01\n" +
 	"\tHeartbeat\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12'\n" +
 	"\x04node\x18\x02 \x01(\v2\x13.claudefs.wire.NodeR\x04node\x12/\n" +
 	"\adevices\x18\x03 \x03(\v2\x15.claudefs.wire.DeviceR\adevices\x12\x1f\n" +
 	"\vmap_version\x18\x04 \x01(\x04R\n" +
 	"mapVersion\x12)\n" +
-	"\x05fills\x18\x05 \x03(\v2\x13.claudefs.wire.FillR\x05fills\"I\n" +
+	"\x05fills\x18\x05 \x03(\v2\x13.claudefs.wire.FillR\x05fills\x12\x14\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12\x14\n" +
+	"\x05opens\x18\a \x03(\x06R\x05opens\"I\n" +
 	"\x04Fill\x12\x0e\n" +
 	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x1d\n" +
 	"\n" +
-	"done_bytes\x18\x03 \x01(\x04R\tdoneBytes\"R\n" +
+	"done_bytes\x18\x03 \x01(\x04R\tdoneBytes\"\x83\x01\n" +
 	"\x0eHeartbeatReply\x12\x1f\n" +
 	"\vmap_version\x18\x01 \x01(\x04R\n" +
 	"mapVersion\x12\x1f\n" +
 	"\vinline_full\x18\x02 \x01(\bR\n" +
-	"inlineFull\"\xa2\x03\n" +
+	"inlineFull\x12\x14\n" +
+	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x19\n" +
+	"\blease_ms\x18\x04 \x01(\rR\aleaseMs\"\xa2\x03\n" +
 	"\vStatusReply\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
@@ -3902,18 +5557,41 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x03map\x18\n" +
 	" \x01(\v2\x12.claudefs.wire.MapR\x03map\x12-\n" +
 	"\x06statfs\x18\v \x01(\v2\x15.claudefs.wire.StatfsR\x06statfs\x12/\n" +
-	"\x05usage\x18\f \x03(\v2\x19.claudefs.wire.GroupUsageR\x05usage\"|\n" +
+	"\x05usage\x18\f \x03(\v2\x19.claudefs.wire.GroupUsageR\x05usage\"\xff\x01\n" +
 	"\x05Admin\x12\x12\n" +
 	"\x04verb\x18\x01 \x01(\rR\x04verb\x12\x16\n" +
 	"\x06device\x18\x02 \x01(\rR\x06device\x12\x12\n" +
 	"\x04path\x18\x03 \x01(\tR\x04path\x12\x1d\n" +
 	"\n" +
 	"rate_bytes\x18\x04 \x01(\x04R\trateBytes\x12\x14\n" +
-	"\x05force\x18\x05 \x01(\bR\x05force\"8\n" +
+	"\x05force\x18\x05 \x01(\bR\x05force\x12\x12\n" +
+	"\x04node\x18\x06 \x01(\rR\x04node\x12\x14\n" +
+	"\x05other\x18\a \x01(\rR\x05other\x12\x12\n" +
+	"\x04role\x18\b \x01(\rR\x04role\x12\x15\n" +
+	"\x06ttl_ms\x18\t \x01(\x04R\x05ttlMs\x12\x12\n" +
+	"\x04text\x18\n" +
+	" \x01(\tR\x04text\x12\x18\n" +
+	"\asession\x18\v \x01(\x04R\asession\"N\n" +
 	"\n" +
 	"AdminReply\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
-	"\x04text\x18\x02 \x01(\tR\x04text\"\x87\x01\n" +
+	"\x04text\x18\x02 \x01(\tR\x04text\x12\x14\n" +
+	"\x05token\x18\x03 \x01(\tR\x05token\"\xdd\x01\n" +
+	"\bTopReply\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\rR\x06nodeId\x12\x16\n" +
+	"\x06leader\x18\x02 \x01(\bR\x06leader\x12\x1b\n" +
+	"\tuptime_ms\x18\x03 \x01(\x04R\buptimeMs\x12(\n" +
+	"\x03ops\x18\x04 \x03(\v2\x16.claudefs.wire.OpStatsR\x03ops\x12)\n" +
+	"\x04dirs\x18\x05 \x03(\v2\x15.claudefs.wire.HotDirR\x04dirs\x12.\n" +
+	"\x06stages\x18\x06 \x03(\v2\x16.claudefs.wire.OpStatsR\x06stages\"h\n" +
+	"\aOpStats\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\x12\x19\n" +
+	"\btotal_ns\x18\x03 \x01(\x04R\atotalNs\x12\x18\n" +
+	"\abuckets\x18\x04 \x03(\x04R\abuckets\",\n" +
+	"\x06HotDir\x12\x10\n" +
+	"\x03ino\x18\x01 \x01(\x06R\x03ino\x12\x10\n" +
+	"\x03ops\x18\x02 \x01(\x04R\x03ops\"\x87\x01\n" +
 	"\fInspectReply\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\rR\x06nodeId\x123\n" +
 	"\adevices\x18\x02 \x03(\v2\x19.claudefs.wire.DeviceInfoR\adevices\x12)\n" +
@@ -4008,7 +5686,7 @@ func file_wire_wirepb_wire_proto_rawDescGZIP() []byte {
 	return file_wire_wirepb_wire_proto_rawDescData
 }
 
-var file_wire_wirepb_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_wire_wirepb_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_wire_wirepb_wire_proto_goTypes = []any{
 	(*Hello)(nil),           // 0: claudefs.wire.Hello
 	(*Error)(nil),           // 1: claudefs.wire.Error
@@ -4029,86 +5707,120 @@ var file_wire_wirepb_wire_proto_goTypes = []any{
 	(*Statfs)(nil),          // 16: claudefs.wire.Statfs
 	(*Freed)(nil),           // 17: claudefs.wire.Freed
 	(*Answer)(nil),          // 18: claudefs.wire.Answer
-	(*Node)(nil),            // 19: claudefs.wire.Node
-	(*Device)(nil),          // 20: claudefs.wire.Device
-	(*Slot)(nil),            // 21: claudefs.wire.Slot
-	(*PG)(nil),              // 22: claudefs.wire.PG
-	(*Map)(nil),             // 23: claudefs.wire.Map
-	(*Job)(nil),             // 24: claudefs.wire.Job
-	(*Heartbeat)(nil),       // 25: claudefs.wire.Heartbeat
-	(*Fill)(nil),            // 26: claudefs.wire.Fill
-	(*HeartbeatReply)(nil),  // 27: claudefs.wire.HeartbeatReply
-	(*StatusReply)(nil),     // 28: claudefs.wire.StatusReply
-	(*Admin)(nil),           // 29: claudefs.wire.Admin
-	(*AdminReply)(nil),      // 30: claudefs.wire.AdminReply
-	(*InspectReply)(nil),    // 31: claudefs.wire.InspectReply
-	(*DeviceInfo)(nil),      // 32: claudefs.wire.DeviceInfo
-	(*ReportShard)(nil),     // 33: claudefs.wire.ReportShard
-	(*CheckReply)(nil),      // 34: claudefs.wire.CheckReply
-	(*Raft)(nil),            // 35: claudefs.wire.Raft
-	(*Snapshot)(nil),        // 36: claudefs.wire.Snapshot
-	(*ShardKey)(nil),        // 37: claudefs.wire.ShardKey
-	(*PutShard)(nil),        // 38: claudefs.wire.PutShard
-	(*GetShard)(nil),        // 39: claudefs.wire.GetShard
-	(*GetShardReply)(nil),   // 40: claudefs.wire.GetShardReply
-	(*DeleteShards)(nil),    // 41: claudefs.wire.DeleteShards
-	(*ListShards)(nil),      // 42: claudefs.wire.ListShards
-	(*ShardInfo)(nil),       // 43: claudefs.wire.ShardInfo
-	(*ListShardsReply)(nil), // 44: claudefs.wire.ListShardsReply
+	(*Lock)(nil),            // 19: claudefs.wire.Lock
+	(*Change)(nil),          // 20: claudefs.wire.Change
+	(*Consumer)(nil),        // 21: claudefs.wire.Consumer
+	(*SessionInfo)(nil),     // 22: claudefs.wire.SessionInfo
+	(*Watch)(nil),           // 23: claudefs.wire.Watch
+	(*Ack)(nil),             // 24: claudefs.wire.Ack
+	(*WatchReply)(nil),      // 25: claudefs.wire.WatchReply
+	(*Recall)(nil),          // 26: claudefs.wire.Recall
+	(*WaitLock)(nil),        // 27: claudefs.wire.WaitLock
+	(*CA)(nil),              // 28: claudefs.wire.CA
+	(*Token)(nil),           // 29: claudefs.wire.Token
+	(*Enrol)(nil),           // 30: claudefs.wire.Enrol
+	(*EnrolReply)(nil),      // 31: claudefs.wire.EnrolReply
+	(*Node)(nil),            // 32: claudefs.wire.Node
+	(*Device)(nil),          // 33: claudefs.wire.Device
+	(*Slot)(nil),            // 34: claudefs.wire.Slot
+	(*PG)(nil),              // 35: claudefs.wire.PG
+	(*Map)(nil),             // 36: claudefs.wire.Map
+	(*Job)(nil),             // 37: claudefs.wire.Job
+	(*Heartbeat)(nil),       // 38: claudefs.wire.Heartbeat
+	(*Fill)(nil),            // 39: claudefs.wire.Fill
+	(*HeartbeatReply)(nil),  // 40: claudefs.wire.HeartbeatReply
+	(*StatusReply)(nil),     // 41: claudefs.wire.StatusReply
+	(*Admin)(nil),           // 42: claudefs.wire.Admin
+	(*AdminReply)(nil),      // 43: claudefs.wire.AdminReply
+	(*TopReply)(nil),        // 44: claudefs.wire.TopReply
+	(*OpStats)(nil),         // 45: claudefs.wire.OpStats
+	(*HotDir)(nil),          // 46: claudefs.wire.HotDir
+	(*InspectReply)(nil),    // 47: claudefs.wire.InspectReply
+	(*DeviceInfo)(nil),      // 48: claudefs.wire.DeviceInfo
+	(*ReportShard)(nil),     // 49: claudefs.wire.ReportShard
+	(*CheckReply)(nil),      // 50: claudefs.wire.CheckReply
+	(*Raft)(nil),            // 51: claudefs.wire.Raft
+	(*Snapshot)(nil),        // 52: claudefs.wire.Snapshot
+	(*ShardKey)(nil),        // 53: claudefs.wire.ShardKey
+	(*PutShard)(nil),        // 54: claudefs.wire.PutShard
+	(*GetShard)(nil),        // 55: claudefs.wire.GetShard
+	(*GetShardReply)(nil),   // 56: claudefs.wire.GetShardReply
+	(*DeleteShards)(nil),    // 57: claudefs.wire.DeleteShards
+	(*ListShards)(nil),      // 58: claudefs.wire.ListShards
+	(*ShardInfo)(nil),       // 59: claudefs.wire.ShardInfo
+	(*ListShardsReply)(nil), // 60: claudefs.wire.ListShardsReply
 }
 var file_wire_wirepb_wire_proto_depIdxs = []int32{
 	3,  // 0: claudefs.wire.Op.attr:type_name -> claudefs.wire.Attr
 	4,  // 1: claudefs.wire.Op.extents:type_name -> claudefs.wire.Extent
 	4,  // 2: claudefs.wire.Op.expect:type_name -> claudefs.wire.Extent
 	5,  // 3: claudefs.wire.Op.epochs:type_name -> claudefs.wire.PGEpoch
-	19, // 4: claudefs.wire.Op.node:type_name -> claudefs.wire.Node
-	20, // 5: claudefs.wire.Op.device:type_name -> claudefs.wire.Device
-	22, // 6: claudefs.wire.Op.groups:type_name -> claudefs.wire.PG
-	24, // 7: claudefs.wire.Op.job:type_name -> claudefs.wire.Job
-	6,  // 8: claudefs.wire.Command.ops:type_name -> claudefs.wire.Op
-	3,  // 9: claudefs.wire.Result.attr:type_name -> claudefs.wire.Attr
-	3,  // 10: claudefs.wire.Result.dir:type_name -> claudefs.wire.Attr
-	3,  // 11: claudefs.wire.Result.new_dir:type_name -> claudefs.wire.Attr
-	8,  // 12: claudefs.wire.Reply.results:type_name -> claudefs.wire.Result
-	11, // 13: claudefs.wire.Query.stripes:type_name -> claudefs.wire.StripeRef
-	11, // 14: claudefs.wire.StripeInfo.ref:type_name -> claudefs.wire.StripeRef
-	3,  // 15: claudefs.wire.Dirent.attr:type_name -> claudefs.wire.Attr
-	3,  // 16: claudefs.wire.Answer.attr:type_name -> claudefs.wire.Attr
-	3,  // 17: claudefs.wire.Answer.dir:type_name -> claudefs.wire.Attr
-	15, // 18: claudefs.wire.Answer.entries:type_name -> claudefs.wire.Dirent
-	4,  // 19: claudefs.wire.Answer.extents:type_name -> claudefs.wire.Extent
-	16, // 20: claudefs.wire.Answer.statfs:type_name -> claudefs.wire.Statfs
-	23, // 21: claudefs.wire.Answer.map:type_name -> claudefs.wire.Map
-	17, // 22: claudefs.wire.Answer.freed:type_name -> claudefs.wire.Freed
-	12, // 23: claudefs.wire.Answer.stripes:type_name -> claudefs.wire.StripeInfo
-	13, // 24: claudefs.wire.Answer.windows:type_name -> claudefs.wire.Window
-	13, // 25: claudefs.wire.Answer.next:type_name -> claudefs.wire.Window
-	14, // 26: claudefs.wire.Answer.usage:type_name -> claudefs.wire.GroupUsage
-	21, // 27: claudefs.wire.PG.slots:type_name -> claudefs.wire.Slot
-	19, // 28: claudefs.wire.Map.nodes:type_name -> claudefs.wire.Node
-	20, // 29: claudefs.wire.Map.devices:type_name -> claudefs.wire.Device
-	22, // 30: claudefs.wire.Map.groups:type_name -> claudefs.wire.PG
-	24, // 31: claudefs.wire.Map.jobs:type_name -> claudefs.wire.Job
-	19, // 32: claudefs.wire.Heartbeat.node:type_name -> claudefs.wire.Node
-	20, // 33: claudefs.wire.Heartbeat.devices:type_name -> claudefs.wire.Device
-	26, // 34: claudefs.wire.Heartbeat.fills:type_name -> claudefs.wire.Fill
-	23, // 35: claudefs.wire.StatusReply.map:type_name -> claudefs.wire.Map
-	16, // 36: claudefs.wire.StatusReply.statfs:type_name -> claudefs.wire.Statfs
-	14, // 37: claudefs.wire.StatusReply.usage:type_name -> claudefs.wire.GroupUsage
-	32, // 38: claudefs.wire.InspectReply.devices:type_name -> claudefs.wire.DeviceInfo
-	26, // 39: claudefs.wire.InspectReply.fills:type_name -> claudefs.wire.Fill
-	37, // 40: claudefs.wire.ReportShard.key:type_name -> claudefs.wire.ShardKey
-	37, // 41: claudefs.wire.PutShard.key:type_name -> claudefs.wire.ShardKey
-	37, // 42: claudefs.wire.GetShard.key:type_name -> claudefs.wire.ShardKey
-	37, // 43: claudefs.wire.DeleteShards.keys:type_name -> claudefs.wire.ShardKey
-	37, // 44: claudefs.wire.ListShards.after:type_name -> claudefs.wire.ShardKey
-	37, // 45: claudefs.wire.ShardInfo.key:type_name -> claudefs.wire.ShardKey
-	43, // 46: claudefs.wire.ListShardsReply.shards:type_name -> claudefs.wire.ShardInfo
-	47, // [47:47] is the sub-list for method output_type
-	47, // [47:47] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	32, // 4: claudefs.wire.Op.node:type_name -> claudefs.wire.Node
+	33, // 5: claudefs.wire.Op.device:type_name -> claudefs.wire.Device
+	35, // 6: claudefs.wire.Op.groups:type_name -> claudefs.wire.PG
+	37, // 7: claudefs.wire.Op.job:type_name -> claudefs.wire.Job
+	19, // 8: claudefs.wire.Op.lock:type_name -> claudefs.wire.Lock
+	28, // 9: claudefs.wire.Op.ca:type_name -> claudefs.wire.CA
+	29, // 10: claudefs.wire.Op.token:type_name -> claudefs.wire.Token
+	6,  // 11: claudefs.wire.Command.ops:type_name -> claudefs.wire.Op
+	3,  // 12: claudefs.wire.Result.attr:type_name -> claudefs.wire.Attr
+	3,  // 13: claudefs.wire.Result.dir:type_name -> claudefs.wire.Attr
+	3,  // 14: claudefs.wire.Result.new_dir:type_name -> claudefs.wire.Attr
+	8,  // 15: claudefs.wire.Reply.results:type_name -> claudefs.wire.Result
+	11, // 16: claudefs.wire.Query.stripes:type_name -> claudefs.wire.StripeRef
+	19, // 17: claudefs.wire.Query.lock:type_name -> claudefs.wire.Lock
+	11, // 18: claudefs.wire.StripeInfo.ref:type_name -> claudefs.wire.StripeRef
+	3,  // 19: claudefs.wire.Dirent.attr:type_name -> claudefs.wire.Attr
+	3,  // 20: claudefs.wire.Answer.attr:type_name -> claudefs.wire.Attr
+	3,  // 21: claudefs.wire.Answer.dir:type_name -> claudefs.wire.Attr
+	15, // 22: claudefs.wire.Answer.entries:type_name -> claudefs.wire.Dirent
+	4,  // 23: claudefs.wire.Answer.extents:type_name -> claudefs.wire.Extent
+	16, // 24: claudefs.wire.Answer.statfs:type_name -> claudefs.wire.Statfs
+	36, // 25: claudefs.wire.Answer.map:type_name -> claudefs.wire.Map
+	17, // 26: claudefs.wire.Answer.freed:type_name -> claudefs.wire.Freed
+	12, // 27: claudefs.wire.Answer.stripes:type_name -> claudefs.wire.StripeInfo
+	13, // 28: claudefs.wire.Answer.windows:type_name -> claudefs.wire.Window
+	13, // 29: claudefs.wire.Answer.next:type_name -> claudefs.wire.Window
+	14, // 30: claudefs.wire.Answer.usage:type_name -> claudefs.wire.GroupUsage
+	19, // 31: claudefs.wire.Answer.lock:type_name -> claudefs.wire.Lock
+	20, // 32: claudefs.wire.Answer.changes:type_name -> claudefs.wire.Change
+	21, // 33: claudefs.wire.Answer.consumers:type_name -> claudefs.wire.Consumer
+	22, // 34: claudefs.wire.Answer.sessions:type_name -> claudefs.wire.SessionInfo
+	29, // 35: claudefs.wire.Answer.tokens:type_name -> claudefs.wire.Token
+	3,  // 36: claudefs.wire.Change.attr:type_name -> claudefs.wire.Attr
+	4,  // 37: claudefs.wire.Change.extents:type_name -> claudefs.wire.Extent
+	24, // 38: claudefs.wire.Watch.acks:type_name -> claudefs.wire.Ack
+	3,  // 39: claudefs.wire.Ack.attr:type_name -> claudefs.wire.Attr
+	26, // 40: claudefs.wire.WatchReply.recalls:type_name -> claudefs.wire.Recall
+	19, // 41: claudefs.wire.WaitLock.lock:type_name -> claudefs.wire.Lock
+	34, // 42: claudefs.wire.PG.slots:type_name -> claudefs.wire.Slot
+	32, // 43: claudefs.wire.Map.nodes:type_name -> claudefs.wire.Node
+	33, // 44: claudefs.wire.Map.devices:type_name -> claudefs.wire.Device
+	35, // 45: claudefs.wire.Map.groups:type_name -> claudefs.wire.PG
+	37, // 46: claudefs.wire.Map.jobs:type_name -> claudefs.wire.Job
+	32, // 47: claudefs.wire.Heartbeat.node:type_name -> claudefs.wire.Node
+	33, // 48: claudefs.wire.Heartbeat.devices:type_name -> claudefs.wire.Device
+	39, // 49: claudefs.wire.Heartbeat.fills:type_name -> claudefs.wire.Fill
+	36, // 50: claudefs.wire.StatusReply.map:type_name -> claudefs.wire.Map
+	16, // 51: claudefs.wire.StatusReply.statfs:type_name -> claudefs.wire.Statfs
+	14, // 52: claudefs.wire.StatusReply.usage:type_name -> claudefs.wire.GroupUsage
+	45, // 53: claudefs.wire.TopReply.ops:type_name -> claudefs.wire.OpStats
+	46, // 54: claudefs.wire.TopReply.dirs:type_name -> claudefs.wire.HotDir
+	45, // 55: claudefs.wire.TopReply.stages:type_name -> claudefs.wire.OpStats
+	48, // 56: claudefs.wire.InspectReply.devices:type_name -> claudefs.wire.DeviceInfo
+	39, // 57: claudefs.wire.InspectReply.fills:type_name -> claudefs.wire.Fill
+	53, // 58: claudefs.wire.ReportShard.key:type_name -> claudefs.wire.ShardKey
+	53, // 59: claudefs.wire.PutShard.key:type_name -> claudefs.wire.ShardKey
+	53, // 60: claudefs.wire.GetShard.key:type_name -> claudefs.wire.ShardKey
+	53, // 61: claudefs.wire.DeleteShards.keys:type_name -> claudefs.wire.ShardKey
+	53, // 62: claudefs.wire.ListShards.after:type_name -> claudefs.wire.ShardKey
+	53, // 63: claudefs.wire.ShardInfo.key:type_name -> claudefs.wire.ShardKey
+	59, // 64: claudefs.wire.ListShardsReply.shards:type_name -> claudefs.wire.ShardInfo
+	65, // [65:65] is the sub-list for method output_type
+	65, // [65:65] is the sub-list for method input_type
+	65, // [65:65] is the sub-list for extension type_name
+	65, // [65:65] is the sub-list for extension extendee
+	0,  // [0:65] is the sub-list for field type_name
 }
 
 func init() { file_wire_wirepb_wire_proto_init() }
@@ -4122,7 +5834,7 @@ func file_wire_wirepb_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_wirepb_wire_proto_rawDesc), len(file_wire_wirepb_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   45,
+			NumMessages:   61,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,43 @@
+package cfs
+
+// Role is what a certificate allows its holder.
+type Role uint8
+
+// The roles. A storage node may do all that a client may.
+const (
+	RoleNone    Role = iota // nothing but to enrol
+	RoleStorage             // a server of the cluster
+	RoleClient              // mounts
+	RoleAdmin               // changes the cluster
+)
+
+// String is the form that people see and type.
+func (r Role) String() string {
+	switch r {
+	case RoleStorage:
+		return "storage"
+	case RoleClient:
+		return "client"
+	case RoleAdmin:
+		return "admin"
+	}
+	return "none"
+}
+
+// CA is the authority that signs the certificates of a cluster: its certificate and
+// its private key, both DER (RFC 5280, PKCS #8). Off says that the cluster was made
+// without: its connections are not encrypted, and everybody is who he says he is.
+type CA struct {
+	Cert []byte
+	Key  []byte
+	Off  bool
+}
+
+// Token lets one machine enrol once, before it expires. The cluster keeps the SHA-256 of
+// its secret alone.
+type Token struct {
+	ID        string
+	Hash      []byte
+	Role      Role
+	ExpiresNS int64
+}
