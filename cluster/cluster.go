@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -74,11 +75,19 @@ func Start(ctx context.Context, spec Spec) (c *Cluster, err error) {
 		}
 	}()
 	for i := range spec.Nodes {
-		n := &node{ID: i + 1, Files: make([]file, spec.Devices)}
+		n := &node{ID: i + 1, Files: make([]file, spec.Devices), Env: slices.Clone(spec.Env)}
 		if off := spec.ClockOffsets[n.ID]; off != 0 {
 			n.Env = append(n.Env, ClockOffsetEnv+"="+off.String())
 		}
+		if spec.Faults {
+			n.Env = append(n.Env, FaultDirEnv+"="+c.faultDir())
+		}
 		c.st.Nodes = append(c.st.Nodes, n)
+	}
+	if spec.Faults {
+		if err := os.Mkdir(c.faultDir(), 0o700); err != nil {
+			return c, cfs.E("make "+c.faultDir(), cfs.KindOf(err), err)
+		}
 	}
 	if spec.Namespaces {
 		if c.st.Network, err = planNetwork(spec.Nodes); err != nil {
@@ -357,6 +366,7 @@ func (c *Cluster) removeFiles() error {
 	for _, n := range c.st.Nodes {
 		errs = append(errs, gone(os.RemoveAll(filepath.Join(c.spec.Dir, nodeName(n.ID)))), gone(os.Remove(c.LogPath(n.ID))))
 	}
+	errs = append(errs, gone(os.RemoveAll(c.faultDir())))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -28,6 +28,9 @@ const (
 // off: a duration as time.ParseDuration reads it, added to every reading.
 const ClockOffsetEnv = "CLAUDEFS_CLOCK_OFFSET"
 
+// FaultDirEnv is the environment variable by which servers find what Fault writes.
+const FaultDirEnv = "CLAUDEFS_FAULT_DIR"
+
 // Spec declares a cluster on this machine.
 type Spec struct {
 	// Dir holds everything: device files, data directories, logs, mount points and the state file.
@@ -53,11 +56,15 @@ type Spec struct {
 	Proxies bool
 	// ClockOffsets sets the clocks of nodes off, by node number (1..Nodes).
 	ClockOffsets map[int]time.Duration
+	// Faults lets Fault trouble the servers while they run.
+	Faults bool
 	// Detach lets the processes live on when this one ends.
 	Detach bool
 	// ServerArgs and MountArgs are appended to the command lines.
 	ServerArgs []string
 	MountArgs  []string
+	// Env is added to the environment of the servers, as KEY=VALUE.
+	Env []string
 	// StartTimeout bounds the wait for a usable cluster; DefaultStartTimeout where zero.
 	StartTimeout time.Duration
 	// Logger is told what is started, stopped and waited for; silent where nil.

@@ -56,8 +56,12 @@ type Config struct {
 	OutAfter time.Duration
 	// ClockOffset is added to every reading of the wall clock, for tests.
 	ClockOffset time.Duration
+	// ClockJump is added too, at each moment anew; nil: nothing is.
+	ClockJump func() time.Duration
 	// ReadDelay says how long the answer to a read of a shard is held back, for tests; nil: not at all.
 	ReadDelay func() time.Duration
+	// SyncDelay says how much longer a sync of the Raft log takes, for tests; nil: no longer.
+	SyncDelay func() time.Duration
 	Logger    *slog.Logger // nil discards
 }
 

@@ -150,10 +150,10 @@ func (n *Node) startServices() (err error) {
 	}
 	n.raft, err = raftmeta.Open(raftmeta.Config{
 		ClusterID: n.cfg.ClusterID, NodeID: n.cfg.NodeID, Dir: filepath.Join(n.dir.path, raftDir),
-		Seeds: n.cfg.Seeds, Pool: n.pools[0], Clock: offsetClock(n.cfg.ClockOffset),
-		SegmentBytes: n.cfg.RaftSegmentBytes,
-		OutAfter:     n.cfg.OutAfter,
-		Logger:       n.log.With("part", "raft"), Metrics: raftmeta.NewMetrics(n.registry),
+		Seeds: n.cfg.Seeds, Pool: n.pools[0], Clock: offsetClock{n.cfg.ClockOffset, n.cfg.ClockJump},
+		SegmentBytes: n.cfg.RaftSegmentBytes, SyncDelay: n.cfg.SyncDelay,
+		OutAfter: n.cfg.OutAfter,
+		Logger:   n.log.With("part", "raft"), Metrics: raftmeta.NewMetrics(n.registry),
 	})
 	if err != nil {
 		return err
@@ -203,10 +203,19 @@ func (n *Node) serve() {
 }
 
 // offsetClock is the system's clock, set off by a test.
-type offsetClock time.Duration
+type offsetClock struct {
+	offset time.Duration
+	jump   func() time.Duration // nil for none
+}
 
 // Now is the time.
-func (c offsetClock) Now() time.Time { return time.Now().Add(time.Duration(c)) }
+func (c offsetClock) Now() time.Time {
+	now := time.Now().Add(c.offset)
+	if c.jump != nil {
+		now = now.Add(c.jump())
+	}
+	return now
+}
 
 // Addr is the address at which others reach the node.
 func (n *Node) Addr() string { return n.addr }

@@ -340,7 +340,7 @@ func TestClusterIsRemovedAfterFailures(t *testing.T) {
 
 func TestReadsAreDelayed(t *testing.T) {
 	c := &ownCluster{delays: t.TempDir()}
-	path := filepath.Join(c.delays, "node-2")
+	path := filepath.Join(c.delays, "node-2-read")
 	if err := c.delay(t.Context(), 2, slowBy); err != nil {
 		t.Fatal(err)
 	}

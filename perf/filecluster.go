@@ -28,10 +28,10 @@ const (
 	// maxStateBytes bounds it.
 	maxStateBytes = 1 << 20
 
-	// readDelayEnv is where servers look for how late to answer reads of shards: a file
-	// node-N in this directory. They look every 20 ms: delaySeen is some of those.
-	readDelayEnv = "CLAUDEFS_READ_DELAY_DIR"
-	delaySeen    = 200 * time.Millisecond
+	// faultDirEnv is where servers look for how late to answer reads of shards: a file
+	// node-N-read in this directory. They look every 20 ms: delaySeen is some of those.
+	faultDirEnv = "CLAUDEFS_FAULT_DIR"
+	delaySeen   = 200 * time.Millisecond
 
 	// commandGrace is how long a command that is told to end may take: it stops what it has started.
 	commandGrace = 30 * time.Second
@@ -48,7 +48,7 @@ const (
 type ownCluster struct {
 	cfs     string // path of the program
 	dir     string
-	delays  string // directory of readDelayEnv
+	delays  string // directory of faultDirEnv
 	devices int    // of each node
 	state   clusterState
 }
@@ -124,7 +124,7 @@ func (c *ownCluster) close(ctx context.Context) error {
 func (c *ownCluster) demo(ctx context.Context, verb string, args ...string) error {
 	op := "cfs demo " + verb
 	cmd := exec.CommandContext(ctx, c.cfs, append([]string{"demo", verb, "--dir", c.dir}, args...)...)
-	cmd.Env = append(os.Environ(), readDelayEnv+"="+c.delays)
+	cmd.Env = append(os.Environ(), faultDirEnv+"="+c.delays)
 	// A terminal's Ctrl-C reaches it through ctx, and never the one that cleans up.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
@@ -222,7 +222,7 @@ func (c *ownCluster) follower(ctx context.Context) (int, error) {
 
 // delay has a node answer every read of a shard so much later; 0 for at once.
 func (c *ownCluster) delay(ctx context.Context, node int, late time.Duration) error {
-	path := filepath.Join(c.delays, fmt.Sprintf("node-%d", node))
+	path := filepath.Join(c.delays, fmt.Sprintf("node-%d-read", node))
 	var err error
 	if late == 0 {
 		if err = os.Remove(path); errors.Is(err, os.ErrNotExist) {

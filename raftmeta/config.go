@@ -77,16 +77,17 @@ type Config struct {
 	Metrics *Metrics // nil: not measured
 	Clock   Clock    // nil: the system's
 
-	TickInterval   time.Duration // 0: 50 ms; an election takes 10 to 20
-	SessionTimeout time.Duration // 0: 10 s without a heartbeat ends a session
-	NodeTimeout    time.Duration // 0: 1.5 s without a heartbeat and a node is down, after half of it suspect
-	OutAfter       time.Duration // 0: 10 min down and a device is out: what it had is computed anew elsewhere
-	JobInterval    time.Duration // 0: 5 s between two records of a job's progress
-	MaxProposals   int           // 0: 4096 commands in flight
-	SegmentBytes   int64         // 0: 64 MiB segments of the log
-	CompactEntries uint64        // 0: the log is truncated after 64 Ki entries,
-	CompactBytes   int64         // 0: or after 64 MiB of them
-	CacheBytes     int64         // 0: kv.DefaultCacheBytes
+	TickInterval   time.Duration        // 0: 50 ms; an election takes 10 to 20
+	SessionTimeout time.Duration        // 0: 10 s without a heartbeat ends a session
+	NodeTimeout    time.Duration        // 0: 1.5 s without a heartbeat and a node is down, after half of it suspect
+	OutAfter       time.Duration        // 0: 10 min down and a device is out: what it had is computed anew elsewhere
+	JobInterval    time.Duration        // 0: 5 s between two records of a job's progress
+	MaxProposals   int                  // 0: 4096 commands in flight
+	SegmentBytes   int64                // 0: 64 MiB segments of the log
+	SyncDelay      func() time.Duration // how much longer a sync of the log takes, for tests; nil: no longer
+	CompactEntries uint64               // 0: the log is truncated after 64 Ki entries,
+	CompactBytes   int64                // 0: or after 64 MiB of them
+	CacheBytes     int64                // 0: kv.DefaultCacheBytes
 }
 
 func (c *Config) complete() error {

@@ -54,7 +54,7 @@ func (n *Node) open() error {
 	}
 	log, rec, err := wal.Open(filepath.Join(n.cfg.Dir, walName), wal.Options{
 		ClusterID: n.cfg.ClusterID, NodeID: n.cfg.NodeID, SegmentBytes: n.cfg.SegmentBytes,
-		Logger: n.log, OnSync: n.metrics.onSync,
+		Logger: n.log, OnSync: n.metrics.onSync, SyncDelay: n.cfg.SyncDelay,
 	})
 	if err != nil {
 		return err

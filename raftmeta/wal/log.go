@@ -24,6 +24,8 @@ type Options struct {
 	Logger       *slog.Logger
 	// OnSync is told how long each fdatasync of an append took; nil for nobody.
 	OnSync func(time.Duration)
+	// SyncDelay says how much longer each takes, for tests; nil: no longer.
+	SyncDelay func() time.Duration
 }
 
 // Log is an open log. Its methods are for one goroutine.
@@ -150,6 +152,9 @@ func (l *Log) sync() error {
 	start := time.Now()
 	if err := unix.Fdatasync(int(l.f.Fd())); err != nil {
 		return err
+	}
+	if l.opt.SyncDelay != nil {
+		time.Sleep(l.opt.SyncDelay())
 	}
 	if l.opt.OnSync != nil {
 		l.opt.OnSync(time.Since(start))

@@ -93,7 +93,10 @@ func (f *flags) run(cmd *cobra.Command) error {
 			return cli.Usage(clockOffsetEnv, "%q is not a duration", off)
 		}
 	}
-	f.cfg.ReadDelay = readDelay(cmd.Context(), os.Getenv(readDelayEnv), f.nodeID)
+	faults := os.Getenv(faultDirEnv)
+	f.cfg.ReadDelay = fault(cmd.Context(), faults, faultRead, f.nodeID)
+	f.cfg.SyncDelay = fault(cmd.Context(), faults, faultSync, f.nodeID)
+	f.cfg.ClockJump = fault(cmd.Context(), faults, faultClock, f.nodeID)
 	f.cfg.ScrubBytesPerSecond = int64(f.scrub)
 	f.cfg.RestripeBytesPerSecond = int64(f.restripe)
 	f.cfg.NodeID, f.cfg.Logger = cfs.NodeID(f.nodeID), log.With("node", f.nodeID)
