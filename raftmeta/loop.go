@@ -10,6 +10,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/planted"
 	"github.com/claudefs/claudefs/raftmeta/fsm"
 	"github.com/claudefs/claudefs/raftmeta/wal"
 )
@@ -57,6 +58,7 @@ func newLoop(n *Node, log *wal.Log) *loop {
 		control:   make(chan func() error, maxControl),
 		late:      make(chan *peer, len(n.cfg.Seeds)),
 		pending:   map[uint64]*proposal{},
+		machine:   fsm.Machine{DropReplies: planted.Is(planted.DroppedReply)},
 	}
 	l.streams, l.endStreams = renew(nil)
 	return l

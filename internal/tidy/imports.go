@@ -31,7 +31,7 @@ var importTable = []row{
 
 	{"client", []string{"wire", "wire/wirepb", "ec", "iopath", "cfs"}, "a client speaks wire: it never reaches into a service"},
 	{"store", []string{"wire", "wire/wirepb", "nvme", "iopath", "ec", "cfs"}, "services never import each other: node joins them"},
-	{"raftmeta", []string{"raftmeta/...", "wire", "wire/wirepb", "cfs"}, "services never import each other: node joins them"},
+	{"raftmeta", []string{"raftmeta/...", "wire", "wire/wirepb", "internal/planted", "cfs"}, "services never import each other: node joins them"},
 	{"raftmeta/kv", []string{"raftmeta/fsm", "cfs"}, "a KV implements what the machine asks for"},
 	{"raftmeta/wal", []string{"cfs"}, "the log carries bytes and knows no commands"},
 	{"raftmeta/fsm", []string{"cfs"}, "the machine is pure: every replica and every replay computes the same state"},
@@ -70,6 +70,7 @@ var moduleTable = []module{
 	{"github.com/iceber/iouring-go", []string{"iopath"}, "the reference engine stays behind iopath.Engine"},
 	{"github.com/cilium/ebpf", []string{"bpf"}, "loading programs stays in bpf"},
 	{"github.com/cockroachdb/datadriven", nil, "for tests"},
+	{"github.com/anishathalye/porcupine", nil, "for tests"},
 	{"github.com/spf13/cobra", nil, "command lines belong to cmd"},
 	{"github.com/spf13/pflag", nil, "command lines belong to cmd"},
 	{"github.com/pkg/profile", nil, "profiling flags belong to cmd"},

@@ -28,7 +28,9 @@ const (
 )
 
 // Machine applies commands. It holds no state of its own: that is all in the KV.
-type Machine struct{}
+type Machine struct {
+	DropReplies bool // a fault, for tests of the tests: retries are carried out again
+}
 
 // Bootstrap makes the root directory and the cluster's id in an empty state; it
 // does nothing to a state that has them.
@@ -89,6 +91,9 @@ func (m *Machine) Apply(kv KV, index uint64, stampNS int64, cmd *cfs.Command) (*
 	}
 	if sess != nil {
 		t.settle(cmd, sess, reply)
+		if m.DropReplies {
+			t.del(replyKey(cmd.Session, cmd.Seq))
+		}
 	}
 	base()
 	return finish(t, kv, reply)
