@@ -26,6 +26,9 @@ WHOLE_PKGS  = $(call packages,-E,$(WHOLE_DIRS))
 REFERENCE  := -tags iouringgo -ldflags=-checklinkname=0
 # How many crashes of a device's log `make soak` survives.
 SEEDS      ?= 10000
+# How long each run of the linearizability tests takes; there are RUNS for each kind of fault.
+SOAK       ?= 30s
+RUNS       ?= 10
 # How long it keeps each kind of fault up, in a cluster whose every acknowledged byte is checked.
 CHAOS      ?= 2m
 CHAOS_TESTS := ^Test(Model|ChaosNodes|ChaosMounts|DeviceLife|Restriping|TwoDevicesLost|BitFlips|NoSpace|Transport|SleepingMount)$$
@@ -76,9 +79,11 @@ race: deps ## test the concurrent packages under the race detector
 	$(if $(RACE_PKGS),CGO_ENABLED=1 $(TEST) -race -timeout 6m $(RACE_PKGS))
 
 .PHONY: soak
-soak: deps build ## long runs: SEEDS crashes of a device's log, CHAOS for each fault of a cluster, ten minutes of fuzzing
+soak: deps build ## long runs: SEEDS crashes of a device's log, RUNS of SOAK for each fault of linearizability, CHAOS for each fault of a cluster, ten minutes of fuzzing
 	@echo "== crashes"
 	cd nvme && CGO_ENABLED=0 $(TEST) -timeout 60m -run '^TestCrashes$$' -args -crash.seeds $(SEEDS)
+	@echo "== linearizability"
+	cd test/linear && CGO_ENABLED=0 $(TEST) -timeout 240m -args -linear.time $(SOAK) -linear.runs $(RUNS)
 	@echo "== clusters under faults"
 	cd test && CGO_ENABLED=0 $(TEST) -timeout 120m -run '$(CHAOS_TESTS)' -args -chaos.time $(CHAOS)
 	@$(MAKE) fuzz FUZZTIME=600
