@@ -60,7 +60,8 @@ const (
 	OpSurrender
 	// OpLock sets a lock of this session, or removes one {Ino, Lock}. Another's in the way is Locked.
 	OpLock
-	// OpSetConsumer makes a consumer of the journal, or records how far it is {Name, Index: the first that it still needs}.
+	// OpSetConsumer makes a consumer of the journal {Name}, which needs what comes after, or records how far one is
+	// {Name, Index: the first log index that it still needs}. It never goes back.
 	OpSetConsumer
 	// OpDropConsumer forgets a consumer of the journal {Name}.
 	OpDropConsumer
@@ -232,7 +233,9 @@ const (
 	QueryUsage
 	// QueryLock finds a lock in the way of one {Ino, Lock, Session}: Lock, of type LockNone if there is none.
 	QueryLock
-	// QueryJournal lists changes from {Index, Off: the number within it} on, at most Limit. It waits for one up to WaitMS: Changes.
+	// QueryJournal lists changes from {Index, Off: the number within it} on, at most Limit. It waits for one up to WaitMS:
+	// Changes, and Next.Off, the first index that is kept. Index 0 is that one; another below it is Stale. Without More
+	// the last entry is whole. NotFound: there is no consumer, so that no journal is kept.
 	QueryJournal
 	// QueryConsumers lists the consumers of the journal: Consumers.
 	QueryConsumers

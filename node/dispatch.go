@@ -16,17 +16,20 @@ type dispatch struct {
 	store *store.Store
 	raft  *raftmeta.Node
 	delay func() time.Duration // Config.ReadDelay
+	done  shardOps
 }
 
 // Serve hands a request to the service whose it is.
 func (d *dispatch) Serve(ctx context.Context, r *wire.Request) (wire.Response, error) {
 	switch r.Op {
 	case wire.OpGetShard:
-		resp, err := d.store.Serve(ctx, r)
+		resp, err := d.serveStore(ctx, r)
 		d.holdBack(ctx)
 		return resp, err
 	case wire.OpPutShard, wire.OpDeleteShards, wire.OpListShards, wire.OpReportShard:
-		return d.store.Serve(ctx, r)
+		return d.serveStore(ctx, r)
+	case wire.OpTop:
+		return wire.Response{Body: d.done.addTo(d.raft.Top())}, nil
 	case wire.OpInspect:
 		return wire.Response{Body: d.node.inspect()}, nil
 	case wire.OpAdmin:

@@ -24,6 +24,8 @@
 //	duties.go    what only the leader does: sessions, nodes, groups, reaping
 //	jobs.go      and its jobs: devices that are given up, rebuilt, drained, filled
 //	admin.go     what an administrator asks of the leader
+//	journal.go   readers of the journal, and what is told of sessions
+//	top.go       what a node has done, for people who look at it
 //	check.go     a replica's tables compared with each other, on request
 //	serve.go     requests from the wire
 //	open.go      start: recovery and its checks

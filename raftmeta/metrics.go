@@ -6,6 +6,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
+// stageBuckets are the upper ends of the buckets of times: powers of two of microseconds, of
+// which the first is the firstStageBucket'th.
+const firstStageBucket = 4
+
+func stageBuckets() []float64 {
+	return prometheus.ExponentialBuckets(1e-6*(1<<firstStageBucket), 2, 18) // 16 us to 2.1 s
+}
+
 // Metrics are the claudefs_raft_* series. One Metrics serves one Node.
 type Metrics struct {
 	proposals     *prometheus.CounterVec // by outcome: ok, refused, failed, overloaded
@@ -22,11 +30,12 @@ type Metrics struct {
 	applied       prometheus.Gauge
 	queue, repl   prometheus.Observer
 	sync, apply   prometheus.Observer
+	journal       *journalMetrics
 }
 
 // NewMetrics makes the series and registers them; a nil reg keeps them unregistered.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
-	buckets := prometheus.ExponentialBuckets(20e-6, 2, 18) // 20 us to 2.6 s
+	buckets := stageBuckets()
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "claudefs_raft_" + name, Help: help})
 	}
@@ -41,7 +50,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		commitSeconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "claudefs_raft_commit_seconds", Help: "From a command's arrival to its answer.", Buckets: buckets}),
 		stageSeconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "claudefs_raft_stage_seconds", Help: "Stages of a commit: queue, replicate (to a majority), sync (this node's fdatasync), apply.", Buckets: buckets}, []string{"stage"}),
+			Name: "claudefs_raft_stage_seconds", Help: "Stages of a commit: on the leader queue (until it is given to Raft) and replicate (until a majority has it); on every voter sync (its own fdatasync) and apply.", Buckets: buckets}, []string{"stage"}),
 		syncs:   counter("log_syncs_total", "Calls of fdatasync on the Raft log."),
 		dropped: counter("messages_dropped_total", "Messages dropped because a queue was full."),
 		snapshots: prometheus.NewCounterVec(prometheus.CounterOpts{
@@ -50,12 +59,13 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		term:        gauge("term", "Raft's term."),
 		isLeader:    gauge("is_leader", "1 on the leader."),
 		applied:     gauge("applied_index", "Index of the last entry in the state."),
+		journal:     newJournalMetrics(),
 	}
 	m.queue, m.repl = m.stageSeconds.WithLabelValues("queue"), m.stageSeconds.WithLabelValues("replicate")
 	m.sync, m.apply = m.stageSeconds.WithLabelValues("sync"), m.stageSeconds.WithLabelValues("apply")
 	if reg != nil {
 		reg.MustRegister(m.proposals, m.reads, m.readRounds, m.commitSeconds, m.stageSeconds, m.syncs, m.dropped,
-			m.snapshots, m.compactions, m.term, m.isLeader, m.applied)
+			m.snapshots, m.compactions, m.term, m.isLeader, m.applied, m.journal)
 	}
 	return m
 }

@@ -33,6 +33,8 @@ type Node struct {
 	waiting  atomic.Int64 // proposals in flight
 	mapNow   atomic.Pointer[mapState]
 	checking sync.Mutex // held while the state is checked
+	activity activity
+	bell     bell // rings when entries have been applied
 
 	background sync.WaitGroup // duties, flushes, snapshots on their way out
 	stop       chan struct{}  // closed by Close

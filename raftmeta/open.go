@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"time"
 
 	"go.etcd.io/raft/v3"
 	pb "go.etcd.io/raft/v3/raftpb"
@@ -34,6 +35,8 @@ func Open(cfg Config) (*Node, error) {
 	n := &Node{cfg: cfg, log: cfg.Logger, metrics: cfg.Metrics, lock: lock,
 		stop: make(chan struct{}), done: make(chan struct{})}
 	n.lead.Store(&leadership{})
+	n.activity.began = time.Now()
+	n.metrics.journal.node.Store(n)
 	if err := n.open(); err != nil {
 		return nil, errors.Join(err, n.release())
 	}

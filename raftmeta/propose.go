@@ -48,7 +48,8 @@ func (p *proposal) fail(n *Node, err error) {
 
 // checkCommand refuses what may not come from the wire: the leader's own
 // operations, but for opening a session and for a storage node's reports of its
-// device: how far it has followed the delete feed, and which slot it has filled.
+// device: how far it has followed the delete feed, and which slot it has filled; and
+// for the progress of a consumer of the journal.
 // A session's command without operations raises its floor and low-water mark.
 func checkCommand(c *cfs.Command, from *wire.Peer) error {
 	if len(c.Ops) > fsm.MaxOps {
@@ -62,7 +63,8 @@ func checkCommand(c *cfs.Command, from *wire.Peer) error {
 		open := op.Kind == cfs.OpOpenSession
 		owner := from != nil && from.NodeID != 0 && from.NodeID == op.Device.ID.Node()
 		report := op.Kind == cfs.OpFeedDone || op.Kind == cfs.OpFillDone
-		if !open && !(report && owner) {
+		progress := op.Kind == cfs.OpSetConsumer && op.Index > 0 // to make one is an administrator's
+		if !open && !(report && owner) && !progress {
 			return cfs.Errorf("command", cfs.BadRequest, "operation %d needs a session", op.Kind)
 		}
 		return nil

@@ -114,6 +114,7 @@ func (l *loop) apply(entries []*pb.Entry) error {
 	if err := l.publish(&eff); err != nil {
 		return err
 	}
+	l.n.bell.ring()
 	for _, a := range l.answers {
 		a.p.answer(l.n, a.reply)
 	}

@@ -2,6 +2,7 @@ package raftmeta
 
 import (
 	"context"
+	"time"
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/wire"
@@ -14,7 +15,7 @@ var (
 )
 
 // Serve answers the metadata requests of the wire: OpCommand, OpQuery, OpHeartbeat,
-// OpStatus, OpCheckState, OpSnapshot, and of OpAdmin the leader's verbs; OpRaft comes one-way, to Receive.
+// OpStatus, OpTop, OpCheckState, OpSnapshot, and of OpAdmin the leader's verbs; OpRaft comes one-way, to Receive.
 // What only the leader can answer is cfs.NotLeader elsewhere, with the leader's address in it.
 func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error) {
 	select {
@@ -29,6 +30,8 @@ func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error
 		return n.serveQuery(ctx, r)
 	case wire.OpHeartbeat:
 		return n.serveHeartbeat(ctx, r)
+	case wire.OpTop:
+		return n.serveTop(ctx, r)
 	case wire.OpStatus:
 		return wire.Response{Body: n.Status()}, nil
 	case wire.OpSnapshot:
@@ -46,6 +49,7 @@ func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error
 }
 
 func (n *Node) serveCommand(ctx context.Context, r *wire.Request) (wire.Response, error) {
+	came := time.Now()
 	var m wirepb.Command
 	if err := r.Decode(&m); err != nil {
 		return wire.Response{}, err
@@ -61,10 +65,12 @@ func (n *Node) serveCommand(ctx context.Context, r *wire.Request) (wire.Response
 	if err != nil {
 		return wire.Response{}, err
 	}
+	n.activity.command(c, came)
 	return wire.Response{Body: wire.ReplyToPB(reply)}, nil
 }
 
 func (n *Node) serveQuery(ctx context.Context, r *wire.Request) (wire.Response, error) {
+	came := time.Now()
 	var m wirepb.Query
 	if err := r.Decode(&m); err != nil {
 		return wire.Response{}, err
@@ -73,10 +79,11 @@ func (n *Node) serveQuery(ctx context.Context, r *wire.Request) (wire.Response, 
 	if err != nil {
 		return wire.Response{}, err
 	}
-	a, err := n.query(ctx, q)
+	a, err := n.answer(ctx, q)
 	if err != nil {
 		return wire.Response{}, err
 	}
+	n.activity.query(q, came)
 	return wire.Response{Body: wire.AnswerToPB(a)}, nil
 }
 

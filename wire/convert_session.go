@@ -42,7 +42,7 @@ func changeToPB(c cfs.Change) *wirepb.Change {
 	return &wirepb.Change{
 		Index: c.Index, N: c.N, Kind: uint32(c.Kind), TimeNs: c.TimeNS, Session: uint64(c.Session), Uid: c.UID, Gid: c.GID,
 		Ino: uint64(c.Ino), Dir: uint64(c.Dir), NewDir: uint64(c.NewDir), Name: nameToPB(c.Name), NewName: nameToPB(c.NewName),
-		Value: c.Value, Flags: c.Flags, Mask: uint32(c.Mask), Attr: AttrToPB(&c.Attr), Was: c.Was, Extents: list(c.Extents, extentToPB),
+		Value: c.Value, Flags: c.Flags, Mask: uint32(c.Mask), Attr: AttrToPB(&c.Attr), Was: c.Was, Extents: list(c.Extents, extentToPB), Other: uint64(c.Other),
 	}
 }
 
@@ -53,16 +53,16 @@ func (r *refusal) change(m *wirepb.Change) cfs.Change {
 		Ino: cfs.Ino(m.GetIno()), Dir: cfs.Ino(m.GetDir()), NewDir: cfs.Ino(m.GetNewDir()),
 		Name: r.label("name", m.GetName()), NewName: r.label("new name", m.GetNewName()),
 		Value: some(m.GetValue()), Flags: m.GetFlags(), Mask: cfs.SetMask(m.GetMask()), Attr: AttrFromPB(m.GetAttr()), Was: m.GetWas(),
-		Extents: list(m.GetExtents(), r.extent),
+		Extents: list(m.GetExtents(), r.extent), Other: cfs.Ino(m.GetOther()),
 	}
 }
 
 func consumerToPB(c cfs.Consumer) *wirepb.Consumer {
-	return &wirepb.Consumer{Name: nameToPB(c.Name), Index: c.Index, Behind: c.Behind, Lost: c.Lost}
+	return &wirepb.Consumer{Name: nameToPB(c.Name), Index: c.Index, Behind: c.Behind, BehindBytes: c.BehindBytes, Lost: c.Lost}
 }
 
 func (r *refusal) consumer(m *wirepb.Consumer) cfs.Consumer {
-	return cfs.Consumer{Name: r.label("name", m.GetName()), Index: m.GetIndex(), Behind: m.GetBehind(), Lost: m.GetLost()}
+	return cfs.Consumer{Name: r.label("name", m.GetName()), Index: m.GetIndex(), Behind: m.GetBehind(), BehindBytes: m.GetBehindBytes(), Lost: m.GetLost()}
 }
 
 func sessionToPB(s cfs.SessionInfo) *wirepb.SessionInfo {

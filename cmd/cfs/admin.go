@@ -67,11 +67,13 @@ func adminCommand(p pace) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			cc.consumers(c.Context(), s)
 			doc := newStatusDoc(s, cc.inspect(c.Context(), s), time.Now())
 			return f.print(c, view.document(doc), func(w io.Writer) error { return view.table(w, doc) })
 		}))
 	}
 	cmd.AddCommand(f.deviceCommand(), f.jobCommand(), f.scrubCommand(), f.fsckCommand())
+	cmd.AddCommand(f.sessionsCommand(), f.sessionCommand(), f.topCommand(), f.journalCommand())
 	return cmd
 }
 

@@ -62,9 +62,15 @@ type fake struct {
 	shards []fakeShard
 	fates  map[cfs.StripeID]cfs.Fate // of stripes without a row; FateDead where absent
 	info   map[cfs.DeviceID]*wirepb.DeviceInfo
-	checks map[cfs.NodeID]*wirepb.CheckReply
-	page   int      // bound of one page
-	verbs  []string // what was asked for, in order
+	top    map[cfs.NodeID]*wirepb.TopReply
+	// Of the namespace, where it is asked for.
+	consumers []cfs.Consumer
+	sessions  []cfs.SessionInfo
+	changes   []cfs.Change
+	dirs      map[cfs.Ino]cfs.Answer
+	checks    map[cfs.NodeID]*wirepb.CheckReply
+	page      int      // bound of one page
+	verbs     []string // what was asked for, in order
 	// Hooks, nil for none, are called with mu held before the request is answered.
 	onAdmin func(at cfs.NodeID, r *wirepb.Admin) (*wirepb.AdminReply, error)
 	onAsk   func(at cfs.NodeID, op wire.Op) error
@@ -187,6 +193,8 @@ func (n *fakeNode) Serve(_ context.Context, r *wire.Request) (wire.Response, err
 		return wire.Response{Body: reply}, nil
 	case wire.OpCheckState:
 		return wire.Response{Body: f.checks[n.id]}, nil
+	case wire.OpTop:
+		return wire.Response{Body: proto.Clone(f.top[n.id])}, nil
 	case wire.OpAdmin:
 		return f.admin(n.id, r)
 	case wire.OpListShards:
@@ -304,6 +312,29 @@ func (f *fake) query(q *cfs.Query) *cfs.Answer {
 		})
 		limit := min(int(q.Limit), f.page, len(a.Stripes))
 		a.More, a.Stripes = limit < len(a.Stripes), a.Stripes[:limit]
+	case cfs.QueryConsumers:
+		a.Consumers = f.consumers
+	case cfs.QuerySessions:
+		for _, s := range f.sessions {
+			if s.ID > q.Session {
+				a.Sessions = append(a.Sessions, s)
+			}
+		}
+		limit := min(f.page, len(a.Sessions))
+		a.More, a.Sessions = limit < len(a.Sessions), a.Sessions[:limit]
+	case cfs.QueryJournal:
+		if len(f.consumers) == 0 {
+			a.Kind = cfs.NotFound
+		}
+		for _, c := range f.changes {
+			if c.Index > q.Index || c.Index == q.Index && uint64(c.N) >= q.Off {
+				a.Changes = append(a.Changes, c)
+			}
+		}
+		limit := min(f.page, len(a.Changes))
+		a.More, a.Changes = limit < len(a.Changes), a.Changes[:limit]
+	case cfs.QueryReadDir:
+		*a = f.dirs[q.Dir]
 	case cfs.QueryFates:
 		for _, ref := range q.Stripes {
 			fate := cfs.FateDead

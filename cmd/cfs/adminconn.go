@@ -173,6 +173,9 @@ type state struct {
 	m     *cfs.Map
 	usage map[cfs.PGID]cfs.GroupUsage
 	led   bool // the leader itself answered
+
+	readers      []cfs.Consumer // of the journal, where they were asked for
+	consumersErr error          // why they are not known
 }
 
 // status asks a server, then the leader that it names, which alone knows how

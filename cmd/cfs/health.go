@@ -73,6 +73,7 @@ func assess(s *state, servers []inspection) healthDoc {
 			}
 		}
 	}
+	h.journal(s)
 	return h
 }
 

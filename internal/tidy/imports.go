@@ -24,14 +24,14 @@ var importTable = []row{
 	{"test", []string{"..."}, "whole-cluster tests see everything"},
 
 	{"fuse", []string{"client", "cfs"}, "a front end stands on the client alone"},
-	{"node", []string{"store", "raftmeta", "client", "wire", "wire/wirepb", "nvme", "iopath", "cfs"}, "a node joins the services of a server; its restriper is a client of its own cluster"},
+	{"node", []string{"store", "raftmeta", "client", "wire", "wire/wirepb", "nvme", "iopath", "internal/top", "cfs"}, "a node joins the services of a server; its restriper is a client of its own cluster"},
 	{"cluster", []string{"wire", "wire/wirepb", "internal/rawdisk", "internal/scrape", "cfs"}, "a cluster drives the binaries by exec, as a user does"},
 	{"perf", []string{"client", "wire", "wire/wirepb", "nvme", "iopath", "ec", "cfs", "bpf", "internal/rawdisk", "internal/scrape", "internal/units"}, "a load tool drives servers by exec and measures the client and the mechanisms"},
 	{"bpf", []string{"cfs"}, "observation stands beside what it observes"},
 
 	{"client", []string{"wire", "wire/wirepb", "ec", "iopath", "cfs"}, "a client speaks wire: it never reaches into a service"},
 	{"store", []string{"wire", "wire/wirepb", "nvme", "iopath", "ec", "cfs"}, "services never import each other: node joins them"},
-	{"raftmeta", []string{"raftmeta/...", "wire", "wire/wirepb", "internal/planted", "cfs"}, "services never import each other: node joins them"},
+	{"raftmeta", []string{"raftmeta/...", "wire", "wire/wirepb", "internal/planted", "internal/top", "cfs"}, "services never import each other: node joins them"},
 	{"raftmeta/kv", []string{"raftmeta/fsm", "cfs"}, "a KV implements what the machine asks for"},
 	{"raftmeta/wal", []string{"cfs"}, "the log carries bytes and knows no commands"},
 	{"raftmeta/fsm", []string{"cfs"}, "the machine is pure: every replica and every replay computes the same state"},

@@ -15,6 +15,7 @@ func sound(t *testing.T) *harness {
 	h.cluster(3, 3)
 	s := h.open("x")
 	s2 := h.open("y")
+	h.do(0, cfs.Op{Kind: cfs.OpSetConsumer, Name: "backup"}, cfs.Op{Kind: cfs.OpSetConsumer, Name: "mirror"})
 	a := h.create(s, "a")
 	h.do(s, cfs.Op{Kind: cfs.OpCreate, Dir: 1, Name: "d", Attr: cfs.Attr{Mode: cfs.ModeDir}},
 		cfs.Op{Kind: cfs.OpCreate, Dir: 1, Name: "l", Attr: cfs.Attr{Mode: cfs.ModeSymlink}, Value: []byte("target")},
@@ -42,6 +43,10 @@ func sound(t *testing.T) *harness {
 		{Len: 1, Kind: cfs.ExtentStripe, Stripe: cfs.StripeID{Session: s2, Counter: 1}, PG: 1, StripeLen: 1}}})
 	h.do(s2, cfs.Op{Kind: cfs.OpUnlink, Dir: 1, Name: "freed"})
 	h.do(0, cfs.Op{Kind: cfs.OpExpireSession, Sess: s2})
+	journal := h.read(&cfs.Query{Kind: cfs.QueryJournal}).Changes
+	for _, name := range []string{"backup", "mirror"} {
+		h.do(0, cfs.Op{Kind: cfs.OpSetConsumer, Name: name, Index: journal[2].Index}) // the oldest are gone
+	}
 	out := cfs.MakeDeviceID(1, 0)
 	h.do(0, cfs.Op{Kind: cfs.OpSetDevice, Device: testDevice(out, cfs.StateOut)},
 		cfs.Op{Kind: cfs.OpSetJob, Job: cfs.Job{Device: out, Kind: cfs.JobRebuild, State: cfs.JobRunning}})
@@ -82,7 +87,7 @@ func TestCheckFindsEveryLostRow(t *testing.T) {
 	h := sound(t)
 	// These say nothing that another row says as well.
 	alone := func(k []byte) bool {
-		return strings.ContainsRune("NRXJ", rune(k[0])) || bytes.Equal(k, markKey(markCluster)) || bytes.Equal(k, markKey(markApplied)) ||
+		return strings.ContainsRune("NRXJc", rune(k[0])) || bytes.Equal(k, markKey(markCluster)) || bytes.Equal(k, markKey(markApplied)) ||
 			bytes.Equal(k, markKey(markStamp)) || bytes.Equal(k, markKey(markMapVersion))
 	}
 	unused := map[cfs.DeviceID]bool{} // devices that no group names
@@ -249,6 +254,16 @@ func TestCheckFindsPlantedFaults(t *testing.T) {
 		{"a job of no device", func(x *tx) {
 			x.set(jobKey(5), encodeJob(&cfs.Job{Device: 5, Kind: cfs.JobDrain, State: cfs.JobDone}))
 		}, "job record"},
+		{"a change of another number", func(x *tx) {
+			k := changeKey(x.mark(markJournalTail), 0)
+			r, _ := load(x, k, func(v []byte) (*changeRow, bool) { return decodeChange(k, v) })
+			r.seq++
+			x.set(k, encodeChange(r))
+		}, "has number"},
+		{"the journal's end", func(x *tx) { x.addMark(markJournalEnd, 1) }, "the journal ends at"},
+		{"what consumers need", func(x *tx) { x.addMark(markJournalNeed, 1) }, "the consumers need the journal from index"},
+		{"a consumer that is not lost", func(x *tx) { x.set(readerKey("a"), encodeReader(&cfs.Consumer{Index: 2})) }, "the consumers need the journal from index 2"},
+		{"a consumer from the future", func(x *tx) { x.set(readerKey("a"), encodeReader(&cfs.Consumer{Index: 1 << 40})) }, "consumer record"},
 		{"an unknown prefix", func(x *tx) { x.set([]byte("B1"), []byte{1}) }, "unknown prefix"},
 		{"the last prefix of all", func(x *tx) { x.set([]byte{0xff, 1}, []byte{1}) }, "unknown prefix"},
 		{"a key of another length", func(x *tx) { x.set(append(inodeKey(2), 0), encodeInode(&inode{})) }, "inode record"},

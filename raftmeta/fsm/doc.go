@@ -18,6 +18,7 @@
 // version byte (record.go); the marks under A are bare numbers and the cluster's id.
 //
 //	A name                   counters and marks of the whole machine
+//	C index n                journal: a change, while a consumer needs it
 //	D dir name               directory entry: inode and type
 //	E ino map end            extent row, by the offset of its end: the first row that
 //	                         meets [off, ...) is then the first key above off
@@ -31,11 +32,12 @@
 //	Q ino map                extent rows to be deleted in the background
 //	R session seq            reply of a command, for its retries
 //	S pg session counter     stripe table: live bytes, references, length, key
-//	T session                session: floor, low-water mark, name
+//	T session                session: floor, low-water mark, when it was opened, name
 //	U pg                     what a placement group holds: stripes and bytes of shards
 //	V device                 device
 //	X ino name               extended attribute
 //	Z session counter pg     stripe without references, at or above its session's floor
+//	c name                   consumer of the journal: what it still needs
 //	h session ino            the holds of a session
 //
 // # Invariants
@@ -45,6 +47,15 @@
 // end. An id below its session's floor is never committed; a session that is
 // gone has an infinite floor. U counts the rows of S by group. Check recounts all
 // that rows say of each other.
+//
+// # Journal
+//
+// While a consumer is registered each change of the namespace is a row under C, written
+// with the command that made it. What an operation has changed is seen from the rows of
+// inodes and attributes that it wrote (journal.go), not said by its carrier; an operation
+// that writes none is not told. So carriers know nothing of the journal, and a new one needs
+// a line in tx.change alone, if it is to be told as itself. Without a consumer a command
+// costs one look at a mark.
 //
 // # Plans
 //

@@ -495,7 +495,7 @@ func (t *tx) reap() cfs.Kind {
 		queue = append(queue, queued{cfs.Ino(binary.BigEndian.Uint64(k[1:])), binary.BigEndian.Uint32(k[9:])})
 		return len(queue) < 64
 	})
-	budget := cfs.MaxCommandExtents
+	budget := cfs.MaxCommandExtents - t.trimJournal(cfs.MaxCommandExtents/2)
 	for _, q := range queue {
 		n := t.dropRows(q.ino, q.m, budget)
 		if budget -= n; budget == 0 {

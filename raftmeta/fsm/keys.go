@@ -9,6 +9,7 @@ import (
 // Key prefixes; doc.go explains each.
 const (
 	prefixMark    = 'A'
+	prefixChange  = 'C'
 	prefixDirent  = 'D'
 	prefixExtent  = 'E'
 	prefixFeed    = 'F'
@@ -26,6 +27,7 @@ const (
 	prefixDevice  = 'V'
 	prefixXattr   = 'X'
 	prefixZero    = 'Z'
+	prefixReader  = 'c'
 	prefixHeldBy  = 'h'
 )
 
@@ -44,6 +46,16 @@ const (
 	markRaw         = "raw-bytes"    // bytes of all shards of all stripes
 	markSessions    = "sessions"     // sessions that are open
 	markStamp       = "stamp"        // largest time stamp applied, ns
+)
+
+// The marks of the journal.
+const (
+	markJournalNeed    = "journal-need"     // lowest index that a consumer needs, from which on it can be read; 0 for no consumer
+	markJournalNext    = "journal-next"     // number of the next change
+	markJournalEnd     = "journal-end"      // bytes of all changes ever
+	markJournalTail    = "journal-tail"     // index below which no row is left
+	markJournalTailSeq = "journal-tail-seq" // number of the oldest row
+	markJournalTailPos = "journal-tail-pos" // bytes of all changes before it
 )
 
 func key1(p byte, a uint64) []byte {
@@ -98,6 +110,12 @@ func holdKey(i cfs.Ino, s cfs.SessionID) []byte { return key2(prefixHold, uint64
 func heldByKey(s cfs.SessionID, i cfs.Ino) []byte { return key2(prefixHeldBy, uint64(s), uint64(i)) }
 
 func replyKey(s cfs.SessionID, seq uint64) []byte { return key2(prefixReply, uint64(s), seq) }
+
+func changeKey(index uint64, n uint32) []byte {
+	return binary.BigEndian.AppendUint32(key1(prefixChange, index), n)
+}
+
+func readerKey(name string) []byte { return append([]byte{prefixReader}, name...) }
 
 func sessionKey(s cfs.SessionID) []byte { return key1(prefixSession, uint64(s)) }
 

@@ -83,6 +83,7 @@ func (m *Machine) Apply(kv KV, index uint64, stampNS int64, cmd *cfs.Command) (*
 			return finish(t, kv, done)
 		}
 	}
+	t.beginNotes()
 	reply := &cfs.Reply{Index: index}
 	reply.Kind, reply.Failed = t.run(cmd, reply)
 	if reply.Kind != cfs.KindOK {
@@ -166,7 +167,9 @@ func (t *tx) run(cmd *cfs.Command, reply *cfs.Reply) (cfs.Kind, uint16) {
 		if k := t.op(&cmd.Ops[i], &reply.Results[i]); k != cfs.KindOK {
 			return k, uint16(i)
 		}
+		t.journal(&cmd.Ops[i], &reply.Results[i])
 	}
+	t.boundJournal()
 	return cfs.KindOK, 0
 }
 
@@ -193,6 +196,8 @@ var carriers = [...]func(t *tx, op *cfs.Op, res *cfs.Result) cfs.Kind{
 	cfs.OpFillDone:      func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.fillDone(op) },
 	cfs.OpDropGroups:    func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.dropGroups(op.Groups) },
 	cfs.OpSetJob:        func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setJob(op.Job) },
+	cfs.OpSetConsumer:   func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setConsumer(op.Name, op.Index) },
+	cfs.OpDropConsumer:  func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.dropConsumer(op.Name) },
 }
 
 func (t *tx) op(op *cfs.Op, res *cfs.Result) cfs.Kind {
@@ -215,7 +220,7 @@ func (t *tx) openSession(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	t.setMark(markNextSession, uint64(id)+1)
 	t.addMark(markSessions, 1)
 	name := op.Name[:min(len(op.Name), cfs.MaxName)]
-	t.set(sessionKey(id), encodeSession(&session{floor: 1, lowWater: 1, name: name}))
+	t.set(sessionKey(id), encodeSession(&session{floor: 1, lowWater: 1, openedNS: t.now, name: name}))
 	res.Session = id
 	return cfs.KindOK
 }

@@ -53,6 +53,12 @@ func Read(r Reader, q *cfs.Query) (*cfs.Answer, error) {
 		a.Kind = t.fates(q.Stripes, a)
 	case cfs.QueryUsage:
 		a.Usage = t.usage()
+	case cfs.QueryJournal:
+		a.Kind = t.changes(q, a)
+	case cfs.QueryConsumers:
+		a.Consumers = t.consumers()
+	case cfs.QuerySessions:
+		t.sessions(q, a)
 	case cfs.QueryWindows:
 		m, err := ReadMap(r)
 		if err != nil {
@@ -347,6 +353,7 @@ func ReadUsage(r Reader) (Usage, error) {
 	t := &tx{kv: r}
 	u := Usage{InlineBytes: t.mark(markInline), RawBytes: t.mark(markRaw), Inodes: t.mark(markInodes), Sessions: t.mark(markSessions)}
 	u.InlineFull = u.InlineBytes > MaxInlineBytes/8*7
+	u.Reapable = t.journalTrims()
 	t.scan([]byte{prefixQueue}, []byte{prefixQueue + 1}, func(_, _ []byte) bool {
 		u.Reapable = true
 		return false

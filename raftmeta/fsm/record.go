@@ -253,21 +253,23 @@ type session struct {
 	floor    uint64 // stripe ids below it are settled
 	lowWater uint64 // replies below it are forgotten
 	highest  uint64 // sequence applied: above it there is no reply to look for
+	openedNS int64
 	name     string
 }
 
 func encodeSession(s *session) []byte {
-	e := newEnc(32 + len(s.name))
+	e := newEnc(40 + len(s.name))
 	e.u64(s.floor)
 	e.u64(s.lowWater)
 	e.u64(s.highest)
+	e.u64(uint64(s.openedNS))
 	e.bytes([]byte(s.name))
 	return e.b
 }
 
 func decodeSession(b []byte) (*session, bool) {
 	d := newDec(b)
-	s := &session{floor: d.u64(), lowWater: d.u64(), highest: d.u64(), name: string(d.bytes())}
+	s := &session{floor: d.u64(), lowWater: d.u64(), highest: d.u64(), openedNS: int64(d.u64()), name: string(d.bytes())}
 	return s, d.ok()
 }
 

@@ -32,6 +32,7 @@ type tx struct {
 	cred  cfs.Cred
 	over  overlay
 	err   error
+	notes *notes // what an operation changes, for the journal; nil: nobody reads it
 
 	named    int // extents that the command's operations have named
 	replaced int // extent rows that they have met
@@ -62,9 +63,12 @@ func (t *tx) get(key []byte) ([]byte, bool) {
 	return v, ok
 }
 
-func (t *tx) set(key, val []byte) { t.over.put(key, val) }
+func (t *tx) set(key, val []byte) {
+	t.note(key)
+	t.over.put(key, val)
+}
 
-func (t *tx) del(key []byte) { t.over.put(key, nil) }
+func (t *tx) del(key []byte) { t.set(key, nil) }
 
 // scan goes through [lo, hi), which lies within one prefix, in key order: the
 // overlay merged with the KV. fn must not write to the tx.

@@ -2030,6 +2030,7 @@ type Change struct {
 	Attr          *Attr                  `protobuf:"bytes,16,opt,name=attr,proto3" json:"attr,omitempty"`
 	Was           uint64                 `protobuf:"varint,17,opt,name=was,proto3" json:"was,omitempty"`
 	Extents       []*Extent              `protobuf:"bytes,18,rep,name=extents,proto3" json:"extents,omitempty"`
+	Other         uint64                 `protobuf:"fixed64,19,opt,name=other,proto3" json:"other,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2190,12 +2191,20 @@ func (x *Change) GetExtents() []*Extent {
 	return nil
 }
 
+func (x *Change) GetOther() uint64 {
+	if x != nil {
+		return x.Other
+	}
+	return 0
+}
+
 type Consumer struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          []byte                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Index         uint64                 `protobuf:"varint,2,opt,name=index,proto3" json:"index,omitempty"`
 	Behind        uint64                 `protobuf:"varint,3,opt,name=behind,proto3" json:"behind,omitempty"`
 	Lost          bool                   `protobuf:"varint,4,opt,name=lost,proto3" json:"lost,omitempty"`
+	BehindBytes   uint64                 `protobuf:"varint,5,opt,name=behind_bytes,json=behindBytes,proto3" json:"behind_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2256,6 +2265,13 @@ func (x *Consumer) GetLost() bool {
 		return x.Lost
 	}
 	return false
+}
+
+func (x *Consumer) GetBehindBytes() uint64 {
+	if x != nil {
+		return x.BehindBytes
+	}
+	return 0
 }
 
 type SessionInfo struct {
@@ -5388,7 +5404,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x05start\x18\x04 \x01(\x04R\x05start\x12\x10\n" +
 	"\x03end\x18\x05 \x01(\x04R\x03end\x12\x10\n" +
 	"\x03pid\x18\x06 \x01(\rR\x03pid\x12\x18\n" +
-	"\asession\x18\a \x01(\x04R\asession\"\xaf\x03\n" +
+	"\asession\x18\a \x01(\x04R\asession\"\xc5\x03\n" +
 	"\x06Change\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\f\n" +
 	"\x01n\x18\x02 \x01(\rR\x01n\x12\x12\n" +
@@ -5408,12 +5424,14 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x04mask\x18\x0f \x01(\rR\x04mask\x12'\n" +
 	"\x04attr\x18\x10 \x01(\v2\x13.claudefs.wire.AttrR\x04attr\x12\x10\n" +
 	"\x03was\x18\x11 \x01(\x04R\x03was\x12/\n" +
-	"\aextents\x18\x12 \x03(\v2\x15.claudefs.wire.ExtentR\aextents\"`\n" +
+	"\aextents\x18\x12 \x03(\v2\x15.claudefs.wire.ExtentR\aextents\x12\x14\n" +
+	"\x05other\x18\x13 \x01(\x06R\x05other\"\x83\x01\n" +
 	"\bConsumer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\fR\x04name\x12\x14\n" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x16\n" +
 	"\x06behind\x18\x03 \x01(\x04R\x06behind\x12\x12\n" +
-	"\x04lost\x18\x04 \x01(\bR\x04lost\"\x92\x02\n" +
+	"\x04lost\x18\x04 \x01(\bR\x04lost\x12!\n" +
+	"\fbehind_bytes\x18\x05 \x01(\x04R\vbehindBytes\"\x92\x02\n" +
 	"\vSessionInfo\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\fR\x04name\x12\x1b\n" +

@@ -20,15 +20,18 @@ type Progress struct {
 }
 
 // NewProgress makes a line on w.
-func NewProgress(w io.Writer) *Progress {
+func NewProgress(w io.Writer) *Progress { return &Progress{f: Terminal(w)} }
+
+// Terminal is w where it is a terminal, and nil elsewhere.
+func Terminal(w io.Writer) *os.File {
 	f, ok := w.(*os.File)
 	if !ok {
-		return &Progress{}
+		return nil
 	}
 	if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
-		return &Progress{}
+		return nil
 	}
-	return &Progress{f: f}
+	return f
 }
 
 // Show puts the text in place of what is there, unless that is very new.
