@@ -32,6 +32,8 @@ RUNS       ?= 10
 # How long it keeps each kind of fault up, in a cluster whose every acknowledged byte is checked.
 CHAOS      ?= 2m
 CHAOS_TESTS := ^Test(Model|ChaosNodes|ChaosMounts|DeviceLife|Restriping|TwoDevicesLost|BitFlips|NoSpace|Transport|SleepingMount)$$
+# How many operations of the namespace it holds against the model.
+MODEL_OPS  ?= 1000000
 PLAIN_PKGS  = $(call packages,-vE,$(RACE_DIRS)|$(WHOLE_DIRS))
 
 # Tests do not vet, as `make lint` does. -count=1 because whole-cluster tests exec
@@ -79,9 +81,11 @@ race: deps ## test the concurrent packages under the race detector
 	$(if $(RACE_PKGS),CGO_ENABLED=1 $(TEST) -race -timeout 6m $(RACE_PKGS))
 
 .PHONY: soak
-soak: deps build ## long runs: SEEDS crashes of a device's log, RUNS of SOAK for each fault of linearizability, CHAOS for each fault of a cluster, ten minutes of fuzzing
+soak: deps build ## long runs: SEEDS crashes of a device's log, MODEL_OPS operations against the model, RUNS of SOAK for each fault of linearizability, CHAOS for each fault of a cluster, ten minutes of fuzzing
 	@echo "== crashes"
 	cd nvme && CGO_ENABLED=0 $(TEST) -timeout 60m -run '^TestCrashes$$' -args -crash.seeds $(SEEDS)
+	@echo "== the namespace against its model"
+	cd raftmeta/fsm && CGO_ENABLED=0 $(TEST) -timeout 120m -run '^TestModel$$' -args -model.ops $(MODEL_OPS)
 	@echo "== linearizability"
 	cd test/linear && CGO_ENABLED=0 $(TEST) -timeout 240m -args -linear.time $(SOAK) -linear.runs $(RUNS)
 	@echo "== clusters under faults"

@@ -9,6 +9,9 @@ type OpKind uint8
 const (
 	// OpCreate makes an inode of Attr.Mode's type {Dir, Name, Attr: Mode UID GID Rdev, Value: a symlink's target}.
 	// With Exclusive an existing name is EEXIST; without it an existing regular file is returned as it is.
+	// Flags is the umask, which a default ACL of Dir takes the place of. With Hold and without a Name it
+	// makes a file that has no name and that the session holds (O_TMPFILE); OpLink may give it its first
+	// one unless it is Exclusive.
 	OpCreate OpKind = iota + 1
 	// OpLink adds a name to an inode {Ino, Dir, Name}.
 	OpLink
@@ -21,7 +24,7 @@ const (
 	OpRename
 	// OpSetAttr changes attributes {Ino, Mask, Attr}.
 	OpSetAttr
-	// OpSetXattr sets an extended attribute {Ino, Name, Value, Flags: XATTR_*}.
+	// OpSetXattr sets an extended attribute {Ino, Name, Value, Flags: XATTR_*}. An ACL sets the mode too.
 	OpSetXattr
 	// OpRemoveXattr removes an extended attribute {Ino, Name}.
 	OpRemoveXattr
@@ -96,6 +99,15 @@ const (
 const (
 	XattrCreate  = 1
 	XattrReplace = 2
+	// XattrKillSgid is no flag of setxattr(2): the caller is not in the file's group, so that an
+	// access ACL takes set-group-ID away.
+	XattrKillSgid = 1 << 8
+)
+
+// The extended attributes that are POSIX ACLs, in the form of linux/posix_acl_xattr.h.
+const (
+	XattrACLAccess  = "system.posix_acl_access"
+	XattrACLDefault = "system.posix_acl_default"
 )
 
 // PGEpoch says under which epoch of a group shards were put.
@@ -150,6 +162,8 @@ type Cred struct {
 	GID     uint32
 	Groups  []uint32
 	Enforce bool
+	// Umask is for the client, which puts it into the operations that make something. It is not sent.
+	Umask uint32
 }
 
 // Command is a batch of operations that take effect together or not at all,

@@ -82,11 +82,11 @@ func (c *Client) SetAttr(ctx context.Context, cred cfs.Cred, i cfs.Ino, mask cfs
 	}
 	n := c.find(i)
 	if n == nil {
-		return c.change(ctx, cred, op)
+		return c.resize(ctx, cred, op)
 	}
 	var out cfs.Attr
 	err := n.settled(ctx, func() (err error) {
-		out, err = c.change(ctx, cred, op)
+		out, err = c.resize(ctx, cred, op)
 		if mask&cfs.SetSize != 0 {
 			n.dropExtents()
 		}
@@ -108,7 +108,7 @@ func (c *Client) change(ctx context.Context, cred cfs.Cred, op cfs.Op) (cfs.Attr
 // or a symbolic link to target. Without exclusive an existing regular file is
 // returned as it is.
 func (c *Client) Create(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string, mode, rdev uint32, target string, exclusive bool) (cfs.Attr, error) {
-	op := cfs.Op{Kind: cfs.OpCreate, Dir: dir, Name: name, Exclusive: exclusive,
+	op := cfs.Op{Kind: cfs.OpCreate, Dir: dir, Name: name, Exclusive: exclusive, Flags: cred.Umask,
 		Attr: cfs.Attr{Mode: mode, UID: cred.UID, GID: cred.GID, Rdev: rdev}}
 	if target != "" {
 		op.Value = []byte(target)
@@ -116,9 +116,48 @@ func (c *Client) Create(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name st
 	return c.entryOp(ctx, cred, op, dir, name)
 }
 
-// Link adds a name to an inode.
+// Link adds a name to an inode. The first name of one that Tmpfile made ends the
+// session's hold of it.
 func (c *Client) Link(ctx context.Context, cred cfs.Cred, i, dir cfs.Ino, name string) (cfs.Attr, error) {
-	return c.entryOp(ctx, cred, cfs.Op{Kind: cfs.OpLink, Ino: i, Dir: dir, Name: name}, dir, name)
+	n := c.find(i)
+	nameless := n != nil && n.orphan.Load()
+	a, err := c.entryOp(ctx, cred, cfs.Op{Kind: cfs.OpLink, Ino: i, Dir: dir, Name: name}, dir, name)
+	if err == nil && nameless {
+		n.orphan.Store(false)
+	}
+	return a, err
+}
+
+// Tmpfile makes and opens a file in a directory without a name (O_TMPFILE). It goes with its last close,
+// unless Link has given it a name by then, which exclusive forbids.
+func (c *Client) Tmpfile(ctx context.Context, cred cfs.Cred, dir cfs.Ino, mode uint32, exclusive bool, flags int) (*File, cfs.Attr, error) {
+	res, err := c.do(ctx, cred, cfs.Op{Kind: cfs.OpCreate, Dir: dir, Hold: true, Exclusive: exclusive, Flags: cred.Umask,
+		Attr: cfs.Attr{Mode: cfs.ModeRegular | mode&cfs.ModePerm, UID: cred.UID, GID: cred.GID}})
+	if err != nil {
+		return nil, cfs.Attr{}, err
+	}
+	f := c.OpenNew(res[0].Attr, flags)
+	f.n.orphan.Store(true)
+	return f, res[0].Attr, nil
+}
+
+// truncateRetry is how long a truncation waits for an earlier one of the same file, which
+// the cluster works off in the background.
+const truncateRetry = 50 * time.Millisecond
+
+// resize carries out a change of size, and waits while the file is Busy with an earlier one.
+func (c *Client) resize(ctx context.Context, cred cfs.Cred, op cfs.Op) (cfs.Attr, error) {
+	for {
+		a, err := c.change(ctx, cred, op)
+		if op.Mask&cfs.SetSize == 0 || !errors.Is(err, cfs.Busy) {
+			return a, err
+		}
+		select {
+		case <-time.After(truncateRetry):
+		case <-ctx.Done():
+			return a, ctxError("set size", ctx)
+		}
+	}
 }
 
 // entryOp carries out an operation that gives dir the name.

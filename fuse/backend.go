@@ -41,6 +41,11 @@ type xattrs interface {
 	RemoveXattr(ctx context.Context, cred cfs.Cred, ino cfs.Ino, name string) error
 }
 
+// tmpfiles makes files without a name and opens them (O_TMPFILE).
+type tmpfiles interface {
+	Tmpfile(ctx context.Context, cred cfs.Cred, dir cfs.Ino, mode uint32, exclusive bool, flags int) (file, cfs.Attr, error)
+}
+
 // file is one open file. Read is short only at the end; neither Read nor Write
 // keeps p after it returns.
 type file interface {
@@ -75,6 +80,7 @@ type backend struct {
 	inodes
 	xattrs
 	copier
+	tmpfiles
 }
 
 // clientInodes gives the client's files and listings as the interfaces here.
@@ -91,6 +97,15 @@ func (c clientInodes) Open(ctx context.Context, ino cfs.Ino, flags int) (file, e
 
 // OpenNew opens what Create has just made.
 func (c clientInodes) OpenNew(a cfs.Attr, flags int) file { return c.Client.OpenNew(a, flags) }
+
+// Tmpfile makes and opens a file without a name.
+func (c clientInodes) Tmpfile(ctx context.Context, cred cfs.Cred, dir cfs.Ino, mode uint32, exclusive bool, flags int) (file, cfs.Attr, error) {
+	f, a, err := c.Client.Tmpfile(ctx, cred, dir, mode, exclusive, flags)
+	if err != nil {
+		return nil, a, err
+	}
+	return f, a, nil
+}
 
 // OpenDir opens a listing of ino.
 func (c clientInodes) OpenDir(ctx context.Context, ino cfs.Ino) (directory, error) {
@@ -115,5 +130,5 @@ func (clientCopier) CopyRange(ctx context.Context, src, dst file, srcOff, dstOff
 }
 
 func clientBackend(c *client.Client) backend {
-	return backend{namespace: c, inodes: clientInodes{c}, xattrs: c, copier: clientCopier{}}
+	return backend{namespace: c, inodes: clientInodes{c}, xattrs: c, copier: clientCopier{}, tmpfiles: clientInodes{c}}
 }

@@ -6,12 +6,12 @@
 //	backend.go    what this package asks of the client
 //	request.go    a request: context, credentials, metrics, errno
 //	fs.go         the file system and the conversion of attributes
-//	names.go      lookup, create, mkdir, mknod, symlink, link, unlink, rename
+//	names.go      lookup, mkdir, mknod, symlink, link, unlink, rename
 //	inode.go      getattr, setattr, statx, xattrs, statfs
-//	file.go       open to release, and the bytes between
+//	file.go       create, tmpfile, open to release, and the bytes between
 //	dir.go        opendir, readdir, readdirplus
 //	handles.go    numbers that the kernel holds for open files
-//	inotable.go   small bounded memories: generations at open, absent capabilities
+//	inotable.go   small bounded memories: generations at open, absent capabilities and ACLs
 //	mountinfo.go  /proc/self/mountinfo
 //	metrics.go    claudefs_fuse_*
 //
@@ -29,8 +29,16 @@
 // generation is the one that the previous open of this mount saw
 // (close-to-open), and go when GETATTR shows a new mtime or size
 // (CAP_AUTO_INVAL_DATA). There is no writeback cache: a write(2) reaches the
-// client before it returns. The kernel applies the umask and, with
-// default_permissions, the mode bits.
+// client before it returns.
+//
+// # Permissions
+//
+// The kernel checks them (default_permissions), by the mode and by the POSIX ACLs
+// that it asks for (CAP_POSIX_ACL). That a file has no access ACL is believed for as long
+// as its attributes. The cluster keeps mode and ACL in step, gives what is made the default ACL
+// of its directory, and applies the umask where there is none (CAP_DONT_MASK): only there
+// both are known at once. Where an access ACL takes set-group-ID away the kernel says so with it
+// (CAP_SETXATTR_EXT, since Linux 5.14).
 //
 // # Privileges
 //

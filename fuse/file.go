@@ -96,10 +96,11 @@ func (fs *fileSystem) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name s
 		return r.end(err)
 	}
 	dir, mode := cfs.Ino(in.NodeId), in.Mode&cfs.ModePerm|cfs.ModeRegular
-	a, err := fs.namespace.Create(r, cred(&in.InHeader), dir, name, mode, 0, "", true)
+	by := maker(&in.InHeader, in.Umask)
+	a, err := fs.namespace.Create(r, by, dir, name, mode, 0, "", true)
 	if cfs.KindOf(err) == cfs.Exists && in.Flags&syscall.O_EXCL == 0 {
 		// Asked for once more without exclusive, so that the client learns of the name too.
-		if _, err2 := fs.namespace.Create(r, cred(&in.InHeader), dir, name, mode, 0, "", false); err2 != nil {
+		if _, err2 := fs.namespace.Create(r, by, dir, name, mode, 0, "", false); err2 != nil {
 			fs.log.Debug("looking at a file that was there already", "err", err2)
 		}
 		err = cfs.E("create", cfs.Stale, err)
@@ -108,6 +109,23 @@ func (fs *fileSystem) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name s
 		return r.end(err)
 	}
 	if _, err := fs.install(r, a.Ino, fs.inodes.OpenNew(a, int(openFlags(in.Flags))), in.Flags, &out.OpenOut); err != nil {
+		return r.end(err)
+	}
+	fs.opened.swap(a.Ino, a.Gen)
+	fs.setBare(a.Ino)
+	fs.fillEntry(&out.EntryOut, &a)
+	return r.end(nil)
+}
+
+// Tmpfile makes a file without a name and opens it.
+func (fs *fileSystem) Tmpfile(cancel <-chan struct{}, in *gofuse.CreateIn, out *gofuse.CreateOut) gofuse.Status {
+	r := fs.begin(opTmpfile, cancel, &in.InHeader)
+	f, a, err := fs.tmpfiles.Tmpfile(r, maker(&in.InHeader, in.Umask), cfs.Ino(in.NodeId), in.Mode&cfs.ModePerm,
+		in.Flags&syscall.O_EXCL != 0, int(openFlags(in.Flags)))
+	if err != nil {
+		return r.end(err)
+	}
+	if _, err := fs.install(r, a.Ino, f, in.Flags, &out.OpenOut); err != nil {
 		return r.end(err)
 	}
 	fs.opened.swap(a.Ino, a.Gen)

@@ -22,8 +22,7 @@ const (
 
 // fileSystem is the kernel's requests as calls of the client. What it does not
 // implement answers ENOSYS, which the kernel remembers: access (the kernel checks
-// permissions), locks (the kernel keeps them, for this mount alone), ioctl and
-// tmpfile.
+// permissions), locks (the kernel keeps them, for this mount alone) and ioctl.
 type fileSystem struct {
 	gofuse.RawFileSystem
 	backend
@@ -40,9 +39,14 @@ type fileSystem struct {
 	// security.capability, which the kernel asks for at the first write after each
 	// look at the attributes.
 	bare inoTable
-	born time.Time
+	// plain is the same for system.posix_acl_access, which the kernel asks for where it
+	// checks the permissions of another than the owner.
+	plain inoTable
+	born  time.Time
 
 	attrTTL, negativeTTL time.Duration
+	// setxattrExt: the kernel's requests to set an attribute have flags of its own (Linux 5.14).
+	setxattrExt bool
 	// stop is closed when the mount is forced down: requests that still wait give up.
 	stop chan struct{}
 }
@@ -59,6 +63,11 @@ func newFileSystem(b backend, log *slog.Logger, m *Metrics) *fileSystem {
 		negativeTTL:   min(ttl, maxNegativeTTL),
 		stop:          make(chan struct{}),
 	}
+}
+
+// Init takes note of what the kernel can, before the first request.
+func (fs *fileSystem) Init(s *gofuse.Server) {
+	fs.setxattrExt = s.KernelSettings().Flags64()&gofuse.CAP_SETXATTR_EXT != 0
 }
 
 // String names the file system in go-fuse's messages.
@@ -86,6 +95,14 @@ func (fs *fileSystem) OnUnmount() {
 
 // cred is on whose behalf a request comes. The kernel has checked permissions.
 func cred(h *gofuse.InHeader) cfs.Cred { return cfs.Cred{UID: h.Uid, GID: h.Gid} }
+
+// maker is cred of a request that makes an inode. The kernel leaves the umask to us
+// (CAP_DONT_MASK), since a default ACL takes its place.
+func maker(h *gofuse.InHeader, umask uint32) cfs.Cred {
+	c := cred(h)
+	c.Umask = umask & 0o777
+	return c
+}
 
 // checkName refuses names that the kernel lets through and we do not store.
 func checkName(name string) error {

@@ -115,9 +115,12 @@ func (fs *fileSystem) StatFs(cancel <-chan struct{}, h *gofuse.InHeader, out *go
 	return r.end(err)
 }
 
-// checkXattr refuses the namespaces that have a meaning which is not kept: an
-// ACL in system.* would be stored and never enforced.
+// checkXattr refuses the namespaces that have a meaning which is not kept: in
+// system.* all but the ACLs.
 func checkXattr(name string) error {
+	if name == cfs.XattrACLAccess || name == cfs.XattrACLDefault {
+		return nil
+	}
 	for _, prefix := range [...]string{"user.", "trusted.", "security."} {
 		if strings.HasPrefix(name, prefix) {
 			if len(name) > cfs.MaxXattrName {
@@ -132,15 +135,35 @@ func checkXattr(name string) error {
 // capabilityXattr holds the capabilities of a program file; a write removes it.
 const capabilityXattr = "security.capability"
 
-// setBare takes note that ino has no capabilities; isBare believes it for attrTTL.
-func (fs *fileSystem) setBare(ino cfs.Ino) {
-	fs.bare.swap(ino, uint64(time.Since(fs.born)+fs.attrTTL))
+// absence is the table of the inodes that are known not to have an attribute, which the
+// kernel asks for over and over; nil for other attributes.
+func (fs *fileSystem) absence(name string) *inoTable {
+	switch name {
+	case capabilityXattr:
+		return &fs.bare
+	case cfs.XattrACLAccess:
+		return &fs.plain
+	}
+	return nil
 }
 
-func (fs *fileSystem) isBare(ino cfs.Ino) bool {
-	until, known := fs.bare.get(ino)
+// setAbsent takes note that ino lacks an attribute; isAbsent believes it for attrTTL.
+func (fs *fileSystem) setAbsent(t *inoTable, ino cfs.Ino) {
+	if t != nil {
+		t.swap(ino, uint64(time.Since(fs.born)+fs.attrTTL))
+	}
+}
+
+func (fs *fileSystem) isAbsent(t *inoTable, ino cfs.Ino) bool {
+	if t == nil {
+		return false
+	}
+	until, known := t.get(ino)
 	return known && uint64(time.Since(fs.born)) < until
 }
+
+// setBare takes note that ino, which is new, has no capabilities.
+func (fs *fileSystem) setBare(ino cfs.Ino) { fs.setAbsent(&fs.bare, ino) }
 
 // GetXAttr copies a value to dest; an empty dest asks for its size alone.
 func (fs *fileSystem) GetXAttr(cancel <-chan struct{}, h *gofuse.InHeader, name string, dest []byte) (uint32, gofuse.Status) {
@@ -149,13 +172,14 @@ func (fs *fileSystem) GetXAttr(cancel <-chan struct{}, h *gofuse.InHeader, name 
 		return 0, r.end(err)
 	}
 	ino := cfs.Ino(h.NodeId)
-	if name == capabilityXattr && fs.isBare(ino) {
+	lacking := fs.absence(name)
+	if fs.isAbsent(lacking, ino) {
 		return 0, r.end(cfs.NoAttr)
 	}
 	value, err := fs.xattrs.GetXattr(r, ino, name)
 	if err != nil {
-		if name == capabilityXattr && cfs.KindOf(err) == cfs.NoAttr {
-			fs.setBare(ino)
+		if cfs.KindOf(err) == cfs.NoAttr {
+			fs.setAbsent(lacking, ino)
 		}
 		return 0, r.end(gone(err))
 	}
@@ -185,7 +209,8 @@ func (fs *fileSystem) ListXAttr(cancel <-chan struct{}, h *gofuse.InHeader, dest
 	return r.copyOut(dest, list)
 }
 
-// SetXAttr sets a value; Flags are those of setxattr(2).
+// SetXAttr sets a value; Flags are those of setxattr(2). An ACL changes the mode as well, which
+// the kernel asks for anew by itself.
 func (fs *fileSystem) SetXAttr(cancel <-chan struct{}, in *gofuse.SetXAttrIn, name string, value []byte) gofuse.Status {
 	r := fs.begin(opSetXattr, cancel, &in.InHeader)
 	if err := checkXattr(name); err != nil {
@@ -194,11 +219,15 @@ func (fs *fileSystem) SetXAttr(cancel <-chan struct{}, in *gofuse.SetXAttrIn, na
 	if len(value) > cfs.MaxXattrValue {
 		return r.end(cfs.Errorf("xattr", cfs.TooBig, "value of %d bytes", len(value)))
 	}
-	if name == capabilityXattr {
-		fs.bare.forget(cfs.Ino(in.NodeId))
+	if lacking := fs.absence(name); lacking != nil {
+		lacking.forget(cfs.Ino(in.NodeId))
+	}
+	flags := in.Flags & (cfs.XattrCreate | cfs.XattrReplace)
+	if fs.setxattrExt && in.SetXAttrFlags&gofuse.SETXATTR_ACL_KILL_SGID != 0 {
+		flags |= cfs.XattrKillSgid
 	}
 	// The kernel's buffer is reused after the answer, and a command may be retried after an interrupt.
-	return r.end(gone(fs.xattrs.SetXattr(r, cred(&in.InHeader), cfs.Ino(in.NodeId), name, bytes.Clone(value), in.Flags)))
+	return r.end(gone(fs.xattrs.SetXattr(r, cred(&in.InHeader), cfs.Ino(in.NodeId), name, bytes.Clone(value), flags)))
 }
 
 // RemoveXAttr removes an attribute.

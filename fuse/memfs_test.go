@@ -34,6 +34,7 @@ type memNode struct {
 	xattrs  map[string][]byte
 	pages   map[uint64]*[cfs.BlockSize]byte
 	holders int
+	sealed  bool // made without a name, and to stay so
 }
 
 func newMemFS() *memFS {
@@ -42,7 +43,9 @@ func newMemFS() *memFS {
 	return m
 }
 
-func (m *memFS) backend() backend { return backend{namespace: m, inodes: m, xattrs: m, copier: m} }
+func (m *memFS) backend() backend {
+	return backend{namespace: m, inodes: m, xattrs: m, copier: m, tmpfiles: m}
+}
 
 // enter counts a call, runs the hook and takes the lock.
 func (m *memFS) enter(ctx context.Context, call string, ino cfs.Ino) error {
@@ -156,6 +159,9 @@ func (m *memFS) Create(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name str
 	if parent.attr.Nlink == 0 {
 		return cfs.Attr{}, cfs.NotFound
 	}
+	if parent.xattrs[cfs.XattrACLDefault] == nil {
+		mode &^= cred.Umask
+	}
 	gid := cred.GID
 	if parent.attr.Mode&cfs.ModeSetgid != 0 {
 		gid = parent.attr.GID
@@ -190,6 +196,8 @@ func (m *memFS) Link(ctx context.Context, _ cfs.Cred, ino, dir cfs.Ino, name str
 		return cfs.Attr{}, cfs.Exists
 	case n.attr.IsDir():
 		return cfs.Attr{}, cfs.Permission
+	case n.attr.Nlink == 0 && n.sealed:
+		return cfs.Attr{}, cfs.NotFound
 	}
 	parent.names[name] = ino
 	parent.changed(true)
@@ -408,8 +416,35 @@ func (m *memFS) SetXattr(ctx context.Context, _ cfs.Cred, ino cfs.Ino, name stri
 		return cfs.NoAttr
 	}
 	n.xattrs[name] = value
+	if name == cfs.XattrACLAccess {
+		n.modeOf(value)
+		if flags&cfs.XattrKillSgid != 0 {
+			n.attr.Mode &^= cfs.ModeSetgid
+		}
+	}
 	n.changed(false)
 	return nil
+}
+
+// modeOf gives a node the mode that an access ACL stands for.
+func (n *memNode) modeOf(acl []byte) {
+	for e := acl[4:]; len(e) >= 8; e = e[8:] {
+		shift := map[byte]int{0x01: 6, 0x04: 3, 0x10: 3, 0x20: 0}
+		if at, ok := shift[e[0]]; ok { // the mask comes after the group
+			n.attr.Mode = n.attr.Mode&^(7<<at) | uint32(e[2])<<at
+		}
+	}
+}
+
+func (m *memFS) Tmpfile(ctx context.Context, cred cfs.Cred, dir cfs.Ino, mode uint32, exclusive bool, flags int) (file, cfs.Attr, error) {
+	if err := m.enter(ctx, "tmpfile", dir); err != nil {
+		return nil, cfs.Attr{}, err
+	}
+	defer m.mu.Unlock()
+	n := m.add(cfs.ModeRegular|mode&^cred.Umask, cred.UID, cred.GID)
+	n.attr.Nlink, n.sealed = 0, exclusive
+	n.holders++
+	return &memFile{m: m, n: n, flags: flags}, n.attr, nil
 }
 
 func (m *memFS) ListXattr(ctx context.Context, ino cfs.Ino) ([]string, error) {

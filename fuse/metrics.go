@@ -44,6 +44,7 @@ const (
 	opReleaseDir
 	opFsyncDir
 	opStatfs
+	opTmpfile
 	opEnd
 )
 
@@ -51,7 +52,7 @@ const (
 var opNames = [opEnd]string{
 	"lookup", "getattr", "setattr", "statx", "mknod", "mkdir", "unlink", "rmdir", "rename", "link", "symlink", "readlink",
 	"getxattr", "listxattr", "setxattr", "removexattr", "create", "open", "read", "write", "flush", "fsync", "release",
-	"fallocate", "copy_file_range", "lseek", "opendir", "readdir", "readdirplus", "releasedir", "fsyncdir", "statfs",
+	"fallocate", "copy_file_range", "lseek", "opendir", "readdir", "readdirplus", "releasedir", "fsyncdir", "statfs", "tmpfile",
 }
 
 // Metrics are the counters and histograms of a mount, named claudefs_fuse_*.

@@ -39,7 +39,8 @@ const (
 	probeTimeout = 2 * time.Second
 
 	// capabilities that go-fuse asks for only when told to.
-	capabilities = gofuse.CAP_ATOMIC_O_TRUNC | gofuse.CAP_HANDLE_KILLPRIV_V2 | gofuse.CAP_ASYNC_DIO | gofuse.CAP_READDIRPLUS_AUTO
+	capabilities = gofuse.CAP_ATOMIC_O_TRUNC | gofuse.CAP_HANDLE_KILLPRIV_V2 | gofuse.CAP_ASYNC_DIO | gofuse.CAP_READDIRPLUS_AUTO |
+		gofuse.CAP_DONT_MASK | gofuse.CAP_SETXATTR_EXT
 )
 
 // Config says what to mount where.
@@ -161,6 +162,7 @@ func mountOptions(cfg Config) *gofuse.MountOptions {
 		MaxBackground:           maxBackground,
 		MaxInflightRequestBytes: maxInflightBytes,
 		EnableSymlinkCaching:    true, // an inode's target never changes
+		EnableAcl:               true, // the kernel enforces what the cluster keeps
 		DisableSplice:           true, // answers are in memory; at 1 MiB splice fails and is logged each time
 		ExtraCapabilities:       capabilities,
 		Logger:                  slog.NewLogLogger(log.Handler(), slog.LevelWarn),

@@ -28,13 +28,12 @@ func (fs *fileSystem) Lookup(cancel <-chan struct{}, h *gofuse.InHeader, name st
 // Forget does nothing: a node id is an inode number, and no node is kept.
 func (fs *fileSystem) Forget(_, _ uint64) {}
 
-// make creates an inode of any type for Mknod, Mkdir and Symlink. The kernel
-// has applied the umask.
-func (fs *fileSystem) make(r *request, h *gofuse.InHeader, name string, mode, rdev uint32, target string, out *gofuse.EntryOut) gofuse.Status {
+// make creates an inode of any type for Mknod, Mkdir and Symlink.
+func (fs *fileSystem) make(r *request, h *gofuse.InHeader, name string, mode, umask, rdev uint32, target string, out *gofuse.EntryOut) gofuse.Status {
 	if err := checkName(name); err != nil {
 		return r.end(err)
 	}
-	a, err := fs.namespace.Create(r, cred(h), cfs.Ino(h.NodeId), name, mode, rdev, target, true)
+	a, err := fs.namespace.Create(r, maker(h, umask), cfs.Ino(h.NodeId), name, mode, rdev, target, true)
 	if err == nil {
 		fs.setBare(a.Ino)
 		fs.fillEntry(out, &a)
@@ -48,13 +47,13 @@ func (fs *fileSystem) Mknod(cancel <-chan struct{}, in *gofuse.MknodIn, name str
 	if mode&cfs.ModeType == 0 {
 		mode |= cfs.ModeRegular // as mknod(2) has it
 	}
-	return fs.make(fs.begin(opMknod, cancel, &in.InHeader), &in.InHeader, name, mode, in.Rdev, "", out)
+	return fs.make(fs.begin(opMknod, cancel, &in.InHeader), &in.InHeader, name, mode, in.Umask, in.Rdev, "", out)
 }
 
 // Mkdir makes a directory.
 func (fs *fileSystem) Mkdir(cancel <-chan struct{}, in *gofuse.MkdirIn, name string, out *gofuse.EntryOut) gofuse.Status {
 	mode := in.Mode&cfs.ModePerm | cfs.ModeDir
-	return fs.make(fs.begin(opMkdir, cancel, &in.InHeader), &in.InHeader, name, mode, 0, "", out)
+	return fs.make(fs.begin(opMkdir, cancel, &in.InHeader), &in.InHeader, name, mode, in.Umask, 0, "", out)
 }
 
 // Symlink makes a symbolic link.
@@ -63,7 +62,7 @@ func (fs *fileSystem) Symlink(cancel <-chan struct{}, h *gofuse.InHeader, target
 	if len(target) > cfs.MaxSymlink {
 		return r.end(cfs.Errorf("symlink", cfs.NameTooLong, "target of %d bytes", len(target)))
 	}
-	return fs.make(r, h, name, cfs.ModeSymlink|0o777, 0, target, out)
+	return fs.make(r, h, name, cfs.ModeSymlink|0o777, 0, 0, target, out)
 }
 
 // Readlink reads a symbolic link. An inode's target never changes, so the kernel

@@ -15,20 +15,22 @@ func (t *tx) setAttr(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	if !ok {
 		return cfs.Stale
 	}
+	a := &op.Attr
 	if op.Mask&cfs.SetSize != 0 {
-		if k := t.setSize(n, op.Attr.Size); k != cfs.KindOK {
+		if k := sizeable(n, a.Size); k != cfs.KindOK {
 			return k
 		}
 	}
-	a := &op.Attr
-	if op.Mask&cfs.SetMode != 0 {
-		n.Mode = n.Mode&cfs.ModeType | a.Mode&cfs.ModePerm
+	if k := t.maySetAttr(n, op.Mask, a); k != cfs.KindOK {
+		return k
 	}
-	if op.Mask&cfs.SetUID != 0 {
-		n.UID = a.UID
+	if op.Mask&cfs.SetSize != 0 {
+		if k := t.setSize(n, a.Size); k != cfs.KindOK {
+			return k
+		}
 	}
-	if op.Mask&cfs.SetGID != 0 {
-		n.GID = a.GID
+	if k := t.setOwner(n, op); k != cfs.KindOK {
+		return k
 	}
 	if op.Mask&cfs.SetKillPriv != 0 {
 		t.killPriv(n)
@@ -54,21 +56,40 @@ func (t *tx) setAttr(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	return cfs.KindOK
 }
 
+// setOwner changes mode, owner and group, and clears what goes with them where nobody
+// else sees to that.
+func (t *tx) setOwner(n *inode, op *cfs.Op) cfs.Kind {
+	if t.cred.Enforce && op.Mask&(cfs.SetUID|cfs.SetGID) != 0 {
+		t.killPriv(n)
+	}
+	if op.Mask&cfs.SetUID != 0 {
+		n.UID = op.Attr.UID
+	}
+	if op.Mask&cfs.SetGID != 0 {
+		n.GID = op.Attr.GID
+	}
+	if op.Mask&cfs.SetMode == 0 {
+		return cfs.KindOK
+	}
+	mode := op.Attr.Mode
+	if !t.inGroup(n.GID) {
+		mode &^= cfs.ModeSetgid
+	}
+	return t.chmod(n, mode)
+}
+
 // killPriv clears what a change by another than the owner must: set-user-ID,
 // set-group-ID where group execute makes it one, and the file capability.
 func (t *tx) killPriv(n *inode) {
 	if n.IsDir() {
 		return
 	}
-	n.Mode &^= cfs.ModeSetuid
-	if n.Mode&0o010 != 0 {
-		n.Mode &^= cfs.ModeSetgid
-	}
+	t.dropSetID(n)
 	t.del(xattrKey(n.Ino, capabilityXattr))
 }
 
-// setSize truncates or extends a regular file; what it extends by is a hole.
-func (t *tx) setSize(n *inode, size uint64) cfs.Kind {
+// sizeable refuses to give an inode a size that it cannot have.
+func sizeable(n *inode, size uint64) cfs.Kind {
 	switch {
 	case n.IsDir():
 		return cfs.IsDir
@@ -77,9 +98,17 @@ func (t *tx) setSize(n *inode, size uint64) cfs.Kind {
 	case size > cfs.MaxFileSize:
 		return cfs.TooLarge
 	}
+	return cfs.KindOK
+}
+
+// setSize truncates or extends a regular file; what it extends by is a hole.
+func (t *tx) setSize(n *inode, size uint64) cfs.Kind {
 	if size < n.Size {
-		t.truncate(n, size)
+		if k := t.truncate(n, size); k != cfs.KindOK {
+			return k
+		}
 	}
+	t.wrote(n)
 	n.Size = size
 	n.MtimeNS = t.now
 	return cfs.KindOK
@@ -88,13 +117,18 @@ func (t *tx) setSize(n *inode, size uint64) cfs.Kind {
 // checkXattr refuses names of namespaces that are not kept.
 func checkXattr(name string) cfs.Kind {
 	switch {
-	case len(name) > cfs.MaxXattrName:
+	case name == "" || len(name) > cfs.MaxXattrName:
 		return cfs.Range
 	case strings.Contains(name, "\x00"):
 		return cfs.Invalid
+	case aclFlag(name) != 0:
+		return cfs.KindOK
 	}
 	for _, p := range [...]string{"user.", "trusted.", "security."} {
-		if len(name) > len(p) && strings.HasPrefix(name, p) {
+		if name == p {
+			return cfs.Invalid
+		}
+		if strings.HasPrefix(name, p) {
 			return cfs.KindOK
 		}
 	}
@@ -102,31 +136,47 @@ func checkXattr(name string) cfs.Kind {
 }
 
 func (t *tx) setXattr(op *cfs.Op, res *cfs.Result) cfs.Kind {
+	if op.Flags&^(cfs.XattrCreate|cfs.XattrReplace|cfs.XattrKillSgid) != 0 {
+		return cfs.Invalid
+	}
 	if k := checkXattr(op.Name); k != cfs.KindOK {
 		return k
 	}
 	if len(op.Value) > cfs.MaxXattrValue {
 		return cfs.TooBig
 	}
-	if op.Flags&^(cfs.XattrCreate|cfs.XattrReplace) != 0 {
-		return cfs.Invalid
-	}
 	n, ok := t.inode(op.Ino)
 	if !ok {
 		return cfs.Stale
 	}
-	key := xattrKey(op.Ino, op.Name)
+	k := t.mayXattr(n, op.Name, mayWrite)
+	if k == cfs.KindOK {
+		if aclFlag(op.Name) != 0 {
+			k = t.setACL(n, op)
+		} else {
+			k = t.setValue(n, op)
+		}
+	}
+	if k != cfs.KindOK {
+		return k
+	}
+	t.touch(n)
+	res.Attr = n.Attr
+	return cfs.KindOK
+}
+
+// setValue is setXattr of what is only kept.
+func (t *tx) setValue(n *inode, op *cfs.Op) cfs.Kind {
+	key := xattrKey(n.Ino, op.Name)
 	switch _, exists := t.get(key); {
 	case exists && op.Flags&cfs.XattrCreate != 0:
 		return cfs.Exists
 	case !exists && op.Flags&cfs.XattrReplace != 0:
 		return cfs.NoAttr
-	case !exists && t.xattrNames(op.Ino)+len(op.Name)+1 > cfs.MaxXattrList:
+	case !exists && t.xattrNames(n.Ino)+len(op.Name)+1 > cfs.MaxXattrList:
 		return cfs.NoSpace
 	}
 	t.set(key, encodeBytes(op.Value))
-	t.touch(n)
-	res.Attr = n.Attr
 	return cfs.KindOK
 }
 
@@ -142,15 +192,26 @@ func (t *tx) xattrNames(i cfs.Ino) int {
 }
 
 func (t *tx) removeXattr(op *cfs.Op, res *cfs.Result) cfs.Kind {
+	if k := checkXattr(op.Name); k != cfs.KindOK {
+		return k
+	}
 	n, ok := t.inode(op.Ino)
 	if !ok {
 		return cfs.Stale
+	}
+	k := t.mayXattr(n, op.Name, mayWrite)
+	if k == cfs.KindOK && aclFlag(op.Name) != 0 && !t.owns(n) {
+		k = cfs.Permission
+	}
+	if k != cfs.KindOK {
+		return k
 	}
 	key := xattrKey(op.Ino, op.Name)
 	if _, exists := t.get(key); !exists {
 		return cfs.NoAttr
 	}
 	t.del(key)
+	n.flags &^= aclFlag(op.Name)
 	t.touch(n)
 	res.Attr = n.Attr
 	return cfs.KindOK

@@ -106,7 +106,7 @@ func u64of(b []byte) uint64 { return binary.BigEndian.Uint64(b) }
 func u32of(b []byte) uint32 { return binary.BigEndian.Uint32(b) }
 
 // prefixes are all there are, in order.
-const prefixes = "ACDEFGHIJLNQRSTUVXZch"
+const prefixes = "ACDEFGHIJLNQRSTUVXZchq"
 
 // strays looks for keys that nothing reads.
 func (c *checker) strays() {
@@ -229,8 +229,19 @@ func (c *checker) inode(k, v []byte) *inode {
 	if n.Mode&cfs.ModeType == cfs.ModeSymlink && !c.has(targetKey(n.Ino)) {
 		c.bad("symbolic link %d has no target", n.Ino)
 	}
+	if queued := c.has(mapKey(prefixQueue, n.Ino, n.Map)); queued != (n.cut > 0) {
+		c.bad("inode %d: cut at %d and queued for deletion %v", n.Ino, n.cut, queued)
+	}
+	for _, name := range [...]string{cfs.XattrACLAccess, cfs.XattrACLDefault} {
+		if n.flags&aclFlag(name) != 0 && !c.has(xattrKey(n.Ino, name)) {
+			c.bad("inode %d has no %s, which it says it has", n.Ino, name)
+		}
+	}
 	return n
 }
+
+// ended reports that a session is gone and that what it left is being deleted.
+func (c *checker) ended(s cfs.SessionID) bool { return c.sessions[s] == nil && c.has(endedKey(s)) }
 
 // entries counts the names of the inodes of part, which are all from lo to hi. What
 // concerns the directories alone is checked the first time.
@@ -312,7 +323,7 @@ func (c *checker) links(part []counted) {
 func (c *checker) holds() {
 	c.sized(prefixHold, 17, func(k, _ []byte) {
 		i, s := cfs.Ino(u64of(k[1:])), cfs.SessionID(u64of(k[9:]))
-		if n, ok := look(c, inodeKey(i), decodeInode); !ok || n.Nlink != 0 || c.sessions[s] == nil {
+		if n, ok := look(c, inodeKey(i), decodeInode); !ok || n.Nlink != 0 || c.sessions[s] == nil && !c.ended(s) {
 			c.bad("hold of inode %d by session %d: inode gone or named, or session gone", i, s)
 		}
 		if !c.has(heldByKey(s, i)) {
@@ -343,18 +354,41 @@ func (c *checker) belongings() {
 			return
 		}
 		if i := cfs.Ino(u64of(k[1:])); i != last {
-			last, known = i, c.has(inodeKey(i))
+			last, known = i, c.has(mapKey(prefixQueue, i, xattrMap)) != c.has(inodeKey(i))
 		}
-		if _, ok := decodeBytes(v); !ok || !known {
+		b, ok := decodeBytes(v)
+		if !ok || !known {
 			c.bad("attribute %q is broken or of no inode", k)
+		}
+		if flag := aclFlag(string(k[9:])); ok && flag != 0 {
+			c.acl(last, flag, b)
+		}
+	})
+	c.sized(prefixEnded, 9, func(k, _ []byte) {
+		if u64of(k[1:]) >= c.marks[markNextSession] {
+			c.bad("session %d has ended before it began", u64of(k[1:]))
 		}
 	})
 	c.sized(prefixReply, 17, func(k, v []byte) {
-		s := c.sessions[cfs.SessionID(u64of(k[1:]))]
-		if _, ok := decodeReply(v); !ok || s == nil || u64of(k[9:]) < s.lowWater {
+		id := cfs.SessionID(u64of(k[1:]))
+		s := c.sessions[id]
+		if _, ok := decodeReply(v); !ok || s == nil && !c.ended(id) || s != nil && u64of(k[9:]) < s.lowWater {
 			c.bad("reply %x is broken, of no session, or forgotten by it", k)
 		}
 	})
+}
+
+// acl checks the row of an ACL: it has one form, and an inode that is there says that it has it.
+func (c *checker) acl(i cfs.Ino, flag uint8, b []byte) {
+	a, k := parseACL(b)
+	if k != cfs.KindOK || a == nil || string(a.encode()) != string(b) || flag == hasACL && a.isMode() {
+		c.bad("inode %d: ACL %x", i, b)
+		return
+	}
+	n, ok := look(c, inodeKey(i), decodeInode)
+	if ok && (n.flags&flag == 0 || flag == hasACL && a.mode() != n.Mode&0o777 || flag == hasDefaultACL && !n.IsDir()) {
+		c.bad("inode %d: mode %o and flags %d do not go with its ACL %x", i, n.Mode, n.flags, b)
+	}
 }
 
 // counters compares the marks with what was counted.

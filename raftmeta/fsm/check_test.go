@@ -47,6 +47,11 @@ func sound(t *testing.T) *harness {
 	for _, name := range []string{"backup", "mirror"} {
 		h.do(0, cfs.Op{Kind: cfs.OpSetConsumer, Name: name, Index: journal[2].Index}) // the oldest are gone
 	}
+	s3 := h.open("z")
+	for range maxReaped + 5 { // replies that the end of a session leaves
+		h.do(s3)
+	}
+	h.do(0, cfs.Op{Kind: cfs.OpExpireSession, Sess: s3})
 	out := cfs.MakeDeviceID(1, 0)
 	h.do(0, cfs.Op{Kind: cfs.OpSetDevice, Device: testDevice(out, cfs.StateOut)},
 		cfs.Op{Kind: cfs.OpSetJob, Job: cfs.Job{Device: out, Kind: cfs.JobRebuild, State: cfs.JobRunning}})

@@ -77,7 +77,7 @@ func (c *checker) stripe(k, v []byte) *stripeCount {
 		c.bad("stripe %v is in group %d, which there is not", ref.Stripe, ref.PG)
 	}
 	if s.refs == 0 {
-		if sess := c.sessions[ref.Stripe.Session]; sess == nil || ref.Stripe.Counter < sess.floor {
+		if sess := c.sessions[ref.Stripe.Session]; (sess == nil || ref.Stripe.Counter < sess.floor) && !c.has(endedKey(ref.Stripe.Session)) {
 			c.bad("stripe %v of group %d is neither referenced nor at or above its floor", ref.Stripe, ref.PG)
 		}
 		if !c.has(zeroKey(ref.Stripe, ref.PG)) {
@@ -133,8 +133,13 @@ func (c *checker) extents(part []stripeCount, lo, hi cfs.StripeRef, last, first 
 		}
 		x.Inline = nil
 		if file == nil || file.ino != ino || file.m != m {
-			leave()
-			file = c.file(ino, m)
+			next := c.file(ino, m)
+			if file != nil && file.ino == ino && file.node != nil && next.node != nil {
+				next.bytes = file.bytes // of its two maps
+			} else {
+				leave()
+			}
+			file = next
 		}
 		c.row(file, &x)
 	})
@@ -150,13 +155,13 @@ func (c *checker) extents(part []stripeCount, lo, hi cfs.StripeRef, last, first 
 // file begins with the rows of a map of an inode.
 func (c *checker) file(ino cfs.Ino, m uint32) *fileCount {
 	f := &fileCount{ino: ino, m: m}
-	if n, ok := look(c, inodeKey(ino), decodeInode); ok && n.Map == m {
+	if n, ok := look(c, inodeKey(ino), decodeInode); ok && (n.Map == m || n.cut > 0 && n.high == m) {
 		f.node = n
 		if !n.IsRegular() {
 			c.bad("inode %d has extents but mode %o", ino, n.Mode)
 		}
 	}
-	if queued := c.has(mapKey(prefixQueue, ino, m)); queued == (f.node != nil) {
+	if queued := c.has(mapKey(prefixQueue, ino, m)); queued != (f.node == nil || f.node.cut > 0 && m == f.node.Map) {
 		c.bad("inode %d map %d: live %v and queued for deletion %v", ino, m, f.node != nil, queued)
 	}
 	return f
@@ -167,6 +172,9 @@ func (c *checker) row(f *fileCount, x *cfs.Extent) {
 	c.report.Extents++
 	if x.Off < f.end {
 		c.bad("inode %d map %d: row [%d, %d) meets the one that ends at %d", f.ino, f.m, x.Off, x.End(), f.end)
+	}
+	if n := f.node; n != nil && n.cut > 0 && (x.Off < n.cut && x.End() > n.cut || f.m == n.high && x.Off < n.cut) {
+		c.bad("inode %d map %d: row [%d, %d), cut at %d", f.ino, f.m, x.Off, x.End(), n.cut)
 	}
 	f.end = x.End()
 	f.bytes += x.Len

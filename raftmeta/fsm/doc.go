@@ -29,7 +29,7 @@
 //	J device                 job of a device
 //	L ino                    a symbolic link's target
 //	N node                   node
-//	Q ino map                extent rows to be deleted in the background
+//	Q ino map                extent rows to be deleted in the background; map 0: attributes
 //	R session seq            reply of a command, for its retries
 //	S pg session counter     stripe table: live bytes, references, length, key
 //	T session                session: floor, low-water mark, when it was opened, name
@@ -39,6 +39,7 @@
 //	Z session counter pg     stripe without references, at or above its session's floor
 //	c name                   consumer of the journal: what it still needs
 //	h session ino            the holds of a session
+//	q session                what a session has left, to be deleted in the background
 //
 // # Invariants
 //
@@ -56,6 +57,23 @@
 // that writes none is not told. So carriers know nothing of the journal, and a new one needs
 // a line in tx.change alone, if it is to be told as itself. Without a consumer a command
 // costs one look at a mark.
+//
+// # Permissions
+//
+// With Cred.Enforce a command or a query goes as far as POSIX lets its user (perm.go), in the
+// order, and with the errno, of Linux; user 0 may do all. Without it a kernel has
+// checked. What is not a question of one operation is the caller's: the path that leads to a directory, what
+// a file was opened for, whether it may be executed. POSIX ACLs (acl.go) are extended attributes
+// in the form of the kernel, kept in step with the mode; one that a mode can say is the mode alone.
+//
+// # Deletion
+//
+// Every command is bounded, whatever it deletes (reap.go). Rows that nobody can see any more
+// are put in a queue (Q, q), and OpReap deletes them: extents and attributes of inodes that are gone, the extents of
+// a file that was emptied, and what a session leaves, which takes its inodes without a name with it.
+// A file of many extents that is made shorter is cut: rows of its map at and above the cut are dead, and
+// later writes there go to a second map. OpReap deletes the dead rows, moves those of the second map into
+// the first, and so raises the cut until it is gone. What the file reads is the same all along.
 //
 // # Plans
 //

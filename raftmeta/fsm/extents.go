@@ -31,6 +31,27 @@ func (t *tx) rows(i cfs.Ino, m uint32, off, end uint64, limit int) (rows []cfs.E
 	return rows, more
 }
 
+// fileRows is rows of a file: below its cut they are in its map, above in the second one.
+func (t *tx) fileRows(n *inode, off, end uint64, limit int) (rows []cfs.Extent, more bool) {
+	if off >= n.cut {
+		return t.rows(n.Ino, n.mapAt(off), off, end, limit)
+	}
+	rows, more = t.rows(n.Ino, n.Map, off, min(end, n.cut), limit)
+	if more || end <= n.cut {
+		return rows, more
+	}
+	above, more := t.rows(n.Ino, n.high, n.cut, end, limit-len(rows))
+	return append(rows, above...), more
+}
+
+// mapAt is the map of the row at an offset. No row lies across the cut.
+func (n *inode) mapAt(off uint64) uint32 {
+	if n.cut > 0 && off >= n.cut {
+		return n.high
+	}
+	return n.Map
+}
+
 // addRow stores an extent row and references what it names.
 func (t *tx) addRow(n *inode, x *cfs.Extent) {
 	t.ref(x)
@@ -39,7 +60,14 @@ func (t *tx) addRow(n *inode, x *cfs.Extent) {
 
 // putRow stores an extent row whose bytes are referenced already.
 func (t *tx) putRow(n *inode, x *cfs.Extent) {
-	t.set(extentKey(n.Ino, n.Map, x.End()), encodeExtent(x))
+	if x.Off < n.cut && n.cut < x.End() {
+		below, above := x.Slice(x.Off, n.cut), x.Slice(n.cut, x.End())
+		t.addRow(n, &below)
+		t.addRow(n, &above)
+		t.unref(x)
+		return
+	}
+	t.set(extentKey(n.Ino, n.mapAt(x.Off), x.End()), encodeExtent(x))
 	n.stored += x.Len
 }
 
@@ -175,29 +203,6 @@ func (t *tx) freeStripe(pg cfs.PGID, s cfs.StripeID, n uint32) {
 	}
 }
 
-// freeBelow frees the unreferenced stripes of a session below its floor.
-func (t *tx) freeBelow(s cfs.SessionID, floor uint64) {
-	type idle struct {
-		pg cfs.PGID
-		id cfs.StripeID
-	}
-	var free []idle
-	lo, hi := zeroKey(cfs.StripeID{Session: s}, 0), zeroKey(cfs.StripeID{Session: s, Counter: floor}, 0)
-	t.scan(lo, hi, func(k, _ []byte) bool {
-		id := cfs.StripeID{Session: s, Counter: binary.BigEndian.Uint64(k[9:])}
-		free = append(free, idle{cfs.PGID(binary.BigEndian.Uint32(k[17:])), id})
-		return true
-	})
-	for _, f := range free {
-		st, ok := load(t, stripeKey(f.pg, f.id), decodeStripe)
-		if !ok {
-			t.corrupt(stripeKey(f.pg, f.id))
-			return
-		}
-		t.freeStripe(f.pg, f.id, st.len)
-	}
-}
-
 // takeExtents references the bytes of an operation's extents, before any row is
 // replaced, so that a stripe which moves within a file never loses its last
 // reference. It refuses what cannot be committed: malformed extents, those of
@@ -293,6 +298,9 @@ func (t *tx) write(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	if !n.IsRegular() {
 		return cfs.Invalid
 	}
+	if k := t.may(n, mayWrite); k != cfs.KindOK {
+		return k
+	}
 	if k := t.takeExtents(op); k != cfs.KindOK {
 		return k
 	}
@@ -327,6 +335,7 @@ func (t *tx) write(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	if op.Mask&cfs.SetKillPriv != 0 {
 		t.killPriv(n)
 	}
+	t.wrote(n)
 	t.putInode(n)
 	res.Attr = n.Attr
 	return cfs.KindOK
@@ -334,7 +343,7 @@ func (t *tx) write(op *cfs.Op, res *cfs.Result) cfs.Kind {
 
 // met returns the rows that x meets, within what the command may still replace.
 func (t *tx) met(n *inode, x *cfs.Extent) ([]cfs.Extent, cfs.Kind) {
-	old, more := t.rows(n.Ino, n.Map, x.Off, x.End(), MaxReplaced-t.replaced)
+	old, more := t.fileRows(n, x.Off, x.End(), MaxReplaced-t.replaced)
 	if more {
 		return nil, cfs.TooBig
 	}
@@ -362,7 +371,7 @@ func (t *tx) replaceRange(n *inode, x *cfs.Extent) cfs.Kind {
 // What is kept is referenced before the row lets go.
 func (t *tx) trimRow(n *inode, row *cfs.Extent, off, end uint64) {
 	n.stored -= row.Len
-	t.del(extentKey(n.Ino, n.Map, row.End()))
+	t.del(extentKey(n.Ino, n.mapAt(row.Off), row.End()))
 	if row.Off < off {
 		left := row.Slice(row.Off, off)
 		t.addRow(n, &left)
@@ -404,7 +413,7 @@ func (t *tx) swap(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	}
 	for i := range op.Expect {
 		want := &op.Expect[i]
-		x, ok := load(t, extentKey(op.Ino, n.Map, want.End()), func(b []byte) (cfs.Extent, bool) { return decodeExtent(want.End(), b) })
+		x, ok := load(t, extentKey(op.Ino, n.mapAt(want.Off), want.End()), func(b []byte) (cfs.Extent, bool) { return decodeExtent(want.End(), b) })
 		if want.Kind == cfs.ExtentDigest {
 			x = x.Digest()
 		}
@@ -439,69 +448,25 @@ func covered(x *cfs.Extent, rows []cfs.Extent) bool {
 	return at >= x.End()
 }
 
-// truncate removes what lies at and above size. Few rows go one by one; of many,
-// the rows that stay move to a new map and the old map is deleted in the
-// background, so that extending again never shows old bytes.
-func (t *tx) truncate(n *inode, size uint64) {
-	tail, more := t.rows(n.Ino, n.Map, size, ^uint64(0), cfs.MaxCommandExtents)
-	if !more {
+// truncate removes what lies at and above size. Few rows go one by one; many are left to
+// OpReap.
+func (t *tx) truncate(n *inode, size uint64) cfs.Kind {
+	tail, more := t.fileRows(n, size, ^uint64(0), min(cfs.MaxCommandExtents, MaxReplaced-t.replaced))
+	switch {
+	case !more:
+		t.replaced += len(tail)
 		for i := range tail {
 			t.trimRow(n, &tail[i], size, ^uint64(0))
 		}
-		return
-	}
-	keep, _ := t.rows(n.Ino, n.Map, 0, size, int(^uint(0)>>1))
-	old := n.Map
-	n.Map++
-	n.stored = 0
-	for i := range keep {
-		if keep[i].End() > size {
-			keep[i] = keep[i].Slice(keep[i].Off, size)
+	case size > 0:
+		return t.sever(n, size)
+	default:
+		t.queueMap(n.Ino, n.Map)
+		if n.cut > 0 {
+			t.queueMap(n.Ino, n.high)
 		}
-		t.addRow(n, &keep[i])
-	}
-	t.queueMap(n.Ino, old)
-}
-
-func (t *tx) queueMap(i cfs.Ino, m uint32) {
-	t.set(mapKey(prefixQueue, i, m), []byte{recordVersion})
-}
-
-// dropMap deletes the extent rows of a map that no inode uses any more.
-func (t *tx) dropMap(i cfs.Ino, m uint32) {
-	if t.dropRows(i, m, reapAtOnce) == reapAtOnce {
-		t.queueMap(i, m)
-	}
-}
-
-// dropRows deletes up to limit rows of a map and returns how many it deleted.
-func (t *tx) dropRows(i cfs.Ino, m uint32, limit int) int {
-	rows, _ := t.rows(i, m, 0, ^uint64(0), limit)
-	for j := range rows {
-		t.del(extentKey(i, m, rows[j].End()))
-		t.unref(&rows[j])
-	}
-	return len(rows)
-}
-
-// reap deletes a command's worth of what is queued for deletion.
-func (t *tx) reap() cfs.Kind {
-	type queued struct {
-		ino cfs.Ino
-		m   uint32
-	}
-	var queue []queued
-	t.scan([]byte{prefixQueue}, []byte{prefixQueue + 1}, func(k, _ []byte) bool {
-		queue = append(queue, queued{cfs.Ino(binary.BigEndian.Uint64(k[1:])), binary.BigEndian.Uint32(k[9:])})
-		return len(queue) < 64
-	})
-	budget := cfs.MaxCommandExtents - t.trimJournal(cfs.MaxCommandExtents/2)
-	for _, q := range queue {
-		n := t.dropRows(q.ino, q.m, budget)
-		if budget -= n; budget == 0 {
-			break
-		}
-		t.del(mapKey(prefixQueue, q.ino, q.m))
+		n.Map = max(n.Map, n.high) + 1
+		n.cut, n.high, n.stored = 0, 0, 0
 	}
 	return cfs.KindOK
 }

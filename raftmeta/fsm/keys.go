@@ -29,6 +29,7 @@ const (
 	prefixZero    = 'Z'
 	prefixReader  = 'c'
 	prefixHeldBy  = 'h'
+	prefixEnded   = 'q'
 )
 
 // The marks: names under prefixMark, each an 8-byte number but markCluster.
@@ -116,6 +117,9 @@ func changeKey(index uint64, n uint32) []byte {
 }
 
 func readerKey(name string) []byte { return append([]byte{prefixReader}, name...) }
+
+// endedKey is the place of a session in the queue of what sessions leave.
+func endedKey(s cfs.SessionID) []byte { return key1(prefixEnded, uint64(s)) }
 
 func sessionKey(s cfs.SessionID) []byte { return key1(prefixSession, uint64(s)) }
 

@@ -22,8 +22,8 @@ const (
 	MaxReplaced = 4 * cfs.MaxCommandExtents
 	// MaxFeed bounds the rows of the delete feed; the oldest go first.
 	MaxFeed = 1 << 20
-	// reapAtOnce is the number of extent rows that a deletion removes itself
-	// before it leaves the rest to OpReap.
+	// reapAtOnce is the number of extent rows, and of extended attributes, that a
+	// deletion removes itself before it leaves the rest to OpReap.
 	reapAtOnce = 64
 )
 
@@ -152,8 +152,8 @@ func (t *tx) settle(cmd *cfs.Command, sess *session, reply *cfs.Reply) {
 	raised := floor > sess.floor
 	sess.lowWater, sess.floor, sess.highest = low, floor, max(sess.highest, cmd.Seq)
 	t.set(sessionKey(cmd.Session), encodeSession(sess))
-	if raised {
-		t.freeBelow(cmd.Session, floor)
+	if raised && !t.freeBelow(cmd.Session, floor) {
+		t.set(endedKey(cmd.Session), []byte{recordVersion})
 	}
 }
 
@@ -222,33 +222,6 @@ func (t *tx) openSession(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	name := op.Name[:min(len(op.Name), cfs.MaxName)]
 	t.set(sessionKey(id), encodeSession(&session{floor: 1, lowWater: 1, openedNS: t.now, name: name}))
 	res.Session = id
-	return cfs.KindOK
-}
-
-// expireSession ends a session; one that is gone already is no error.
-func (t *tx) expireSession(id cfs.SessionID) cfs.Kind {
-	if _, ok := t.get(sessionKey(id)); !ok {
-		return cfs.KindOK
-	}
-	t.del(sessionKey(id))
-	t.addMark(markSessions, ^uint64(0))
-	var drop [][]byte
-	t.scan(replyKey(id, 0), replyKey(id+1, 0), func(k, _ []byte) bool {
-		drop = append(drop, append([]byte(nil), k...))
-		return true
-	})
-	for _, k := range drop {
-		t.del(k)
-	}
-	var held []cfs.Ino
-	t.scan(heldByKey(id, 0), heldByKey(id+1, 0), func(k, _ []byte) bool {
-		held = append(held, cfs.Ino(binary.BigEndian.Uint64(k[9:])))
-		return true
-	})
-	for _, i := range held {
-		t.release(i, id)
-	}
-	t.freeBelow(id, ^uint64(0))
 	return cfs.KindOK
 }
 

@@ -34,7 +34,9 @@ type node struct {
 	xattrs              map[string]string
 	names               map[string]cfs.Ino // of a directory
 	holds               map[cfs.SessionID]bool
-	data                []cell // shared between copies: never changed in place
+	acl, dacl           *modelACL // of access, and for what is made in it; never changed in place
+	linkable            bool      // without a name, and may get its first
+	data                []cell    // shared between copies: never changed in place
 }
 
 func (n *node) typ() uint32   { return n.mode & cfs.ModeType }
@@ -43,18 +45,21 @@ func (n *node) regular() bool { return n.typ() == cfs.ModeRegular }
 
 type model struct {
 	now     int64
+	cred    cfs.Cred
 	next    cfs.Ino
 	nodes   map[cfs.Ino]*node
 	floors  map[cfs.SessionID]uint64 // of the open sessions
 	groups  map[cfs.PGID]cfs.PG      // as the cluster's map says
 	nextPG  cfs.PGID                 // groups below it were once
+	acls    map[string]*modelACL     // by their form: every valid one there is
 	stripes map[stripeAt]uint32      // every stripe ever committed: its length
 }
 
 func newModel() *model {
 	root := &node{ino: cfs.RootIno, parent: cfs.RootIno, mode: cfs.ModeDir | 0o755, nlink: 2, size: cfs.BlockSize, atime: 1000, mtime: 1000, ctime: 1000,
 		names: map[string]cfs.Ino{}}
-	return &model{next: 2, nodes: map[cfs.Ino]*node{cfs.RootIno: root}, floors: map[cfs.SessionID]uint64{}, stripes: map[stripeAt]uint32{}}
+	return &model{next: 2, nodes: map[cfs.Ino]*node{cfs.RootIno: root}, floors: map[cfs.SessionID]uint64{}, stripes: map[stripeAt]uint32{},
+		acls: map[string]*modelACL{"\x02\x00\x00\x00": nil}}
 }
 
 func (m *model) clone() *model {
@@ -73,6 +78,9 @@ func (m *model) clone() *model {
 func (m *model) apply(s cfs.SessionID, op *cfs.Op) cfs.Kind {
 	switch op.Kind {
 	case cfs.OpCreate:
+		if op.Name == "" && op.Hold {
+			return m.tmpfile(s, op)
+		}
 		return m.create(op)
 	case cfs.OpLink:
 		return m.link(op)
@@ -100,13 +108,26 @@ func (m *model) apply(s cfs.SessionID, op *cfs.Op) cfs.Kind {
 	panic("no such operation in the model")
 }
 
-func (m *model) dirent(dir cfs.Ino, name string) (d, n *node, k cfs.Kind) {
-	d = m.nodes[dir]
-	switch {
+// dir is a directory that the caller may look names up in.
+func (m *model) dir(i cfs.Ino) (*node, cfs.Kind) {
+	switch d := m.nodes[i]; {
 	case d == nil || d.nlink == 0:
-		return nil, nil, cfs.NotFound
+		return nil, cfs.NotFound
 	case !d.isDir():
-		return nil, nil, cfs.NotDir
+		return nil, cfs.NotDir
+	case !m.may(d, 1):
+		return nil, cfs.Access
+	default:
+		return d, cfs.KindOK
+	}
+}
+
+func (m *model) dirent(dir cfs.Ino, name string) (d, n *node, k cfs.Kind) {
+	if d, k = m.dir(dir); k == 0 && len(name) > 255 {
+		k = cfs.NameTooLong
+	}
+	if k != 0 {
+		return nil, nil, k
 	}
 	if i, ok := d.names[name]; ok {
 		n = m.nodes[i]
@@ -148,34 +169,65 @@ func (m *model) create(op *cfs.Op) cfs.Kind {
 		}
 		return cfs.Exists
 	}
+	if !m.may(d, 3) {
+		return cfs.Access
+	}
+	n, k := m.fresh(op, d)
+	if k != 0 {
+		return k
+	}
+	d.names[op.Name] = n.ino
+	m.changed(d)
+	return cfs.KindOK
+}
+
+func (m *model) tmpfile(s cfs.SessionID, op *cfs.Op) cfs.Kind {
+	if op.Attr.Mode&cfs.ModeType != cfs.ModeRegular {
+		return cfs.Invalid
+	}
+	d, k := m.dir(op.Dir)
+	if k == 0 && !m.may(d, 3) {
+		k = cfs.Access
+	}
+	if k != 0 {
+		return k
+	}
+	n, k := m.fresh(op, d)
+	if k != 0 {
+		return k
+	}
+	n.nlink, n.linkable, n.holds[s] = 0, !op.Exclusive, true
+	return cfs.KindOK
+}
+
+// fresh is a new inode in d, without a name.
+func (m *model) fresh(op *cfs.Op, d *node) (*node, cfs.Kind) {
 	n := &node{ino: m.next, mode: op.Attr.Mode & (cfs.ModeType | cfs.ModePerm), nlink: 1, uid: op.Attr.UID, gid: op.Attr.GID, atime: m.now, mtime: m.now,
 		ctime: m.now, xattrs: map[string]string{}, holds: map[cfs.SessionID]bool{}}
-	if d.mode&cfs.ModeSetgid != 0 {
-		n.gid = d.gid
-	}
-	switch typ {
+	m.own(n, d, op.Flags)
+	switch n.typ() {
 	case cfs.ModeDir:
 		n.nlink, n.size, n.parent, n.names = 2, 4096, d.ino, map[string]cfs.Ino{}
-		n.mode |= d.mode & cfs.ModeSetgid
 		d.nlink++
 	case cfs.ModeSymlink:
 		if op.Value == nil {
-			return cfs.NotFound
+			return nil, cfs.NotFound
 		}
 		n.target, n.size = string(op.Value), uint64(len(op.Value))
 	case cfs.ModeRegular:
 		n.data = make([]cell, span)
 	case cfs.ModeChar, cfs.ModeBlock:
+		if m.bound() {
+			return nil, cfs.Permission
+		}
 		n.rdev = op.Attr.Rdev
 	case cfs.ModeFIFO, cfs.ModeSocket:
 	default:
-		return cfs.Invalid
+		return nil, cfs.Invalid
 	}
 	m.next++
 	m.nodes[n.ino] = n
-	d.names[op.Name] = n.ino
-	m.changed(d)
-	return cfs.KindOK
+	return n, cfs.KindOK
 }
 
 func (m *model) link(op *cfs.Op) cfs.Kind {
@@ -187,12 +239,20 @@ func (m *model) link(op *cfs.Op) cfs.Kind {
 	switch {
 	case k != 0:
 		return k
-	case n == nil || n.nlink == 0:
+	case n == nil:
 		return cfs.NotFound
-	case n.isDir():
-		return cfs.Permission
 	case old != nil:
 		return cfs.Exists
+	case !m.may(d, 3):
+		return cfs.Access
+	case n.isDir():
+		return cfs.Permission
+	case n.nlink == 0 && !n.linkable:
+		return cfs.NotFound
+	}
+	if n.nlink == 0 {
+		n.linkable = false
+		clear(n.holds)
 	}
 	n.nlink++
 	n.ctime = m.now
@@ -224,6 +284,8 @@ func (m *model) unlink(s cfs.SessionID, op *cfs.Op) cfs.Kind {
 		return k
 	case n == nil:
 		return cfs.NotFound
+	case m.mayUnlink(d, n) != 0:
+		return m.mayUnlink(d, n)
 	case n.isDir():
 		return cfs.IsDir
 	}
@@ -240,6 +302,8 @@ func (m *model) rmdir(op *cfs.Op) cfs.Kind {
 		return k
 	case n == nil:
 		return cfs.NotFound
+	case m.mayUnlink(d, n) != 0:
+		return m.mayUnlink(d, n)
 	case !n.isDir():
 		return cfs.NotDir
 	case len(n.names) > 0:
@@ -270,30 +334,34 @@ func (m *model) rename(s cfs.SessionID, op *cfs.Op) cfs.Kind {
 	if k := badName(op.NewName); k != 0 {
 		return k
 	}
-	from, src, k := m.dirent(op.Dir, op.Name)
+	from, k := m.dir(op.Dir)
 	if k != 0 {
 		return k
 	}
 	to, dst, k := m.dirent(op.NewDir, op.NewName)
+	if k != 0 {
+		return k
+	}
+	_, src, k := m.dirent(op.Dir, op.Name)
 	switch {
 	case k != 0:
 		return k
 	case src == nil:
 		return cfs.NotFound
-	case src.isDir() && m.below(to.ino, src.ino):
-		return cfs.Invalid
 	case dst != nil && noreplace:
 		return cfs.Exists
 	case dst == nil && exchange:
 		return cfs.NotFound
-	case src == dst:
-		return cfs.KindOK
+	case src.isDir() && m.below(to.ino, src.ino):
+		return cfs.Invalid
 	case exchange && dst.isDir() && m.below(from.ino, dst.ino):
 		return cfs.Invalid
-	case dst != nil && !exchange && src.isDir() && !dst.isDir():
-		return cfs.NotDir
-	case dst != nil && !exchange && !src.isDir() && dst.isDir():
-		return cfs.IsDir
+	case dst != nil && dst.isDir() && m.below(from.ino, dst.ino):
+		return cfs.NotEmpty
+	case src == dst:
+		return cfs.KindOK
+	case m.mayRename(op, from, to, src, dst, exchange) != 0:
+		return m.mayRename(op, from, to, src, dst, exchange)
 	case dst != nil && !exchange && dst.isDir() && len(dst.names) > 0:
 		return cfs.NotEmpty
 	}
@@ -324,17 +392,6 @@ func (m *model) rename(s cfs.SessionID, op *cfs.Op) cfs.Kind {
 	return cfs.KindOK
 }
 
-func (n *node) killPriv() {
-	if n.isDir() {
-		return
-	}
-	n.mode &^= cfs.ModeSetuid
-	if n.mode&0o010 != 0 {
-		n.mode &^= cfs.ModeSetgid
-	}
-	delete(n.xattrs, "security.capability")
-}
-
 func (m *model) setAttr(op *cfs.Op) cfs.Kind {
 	n := m.nodes[op.Ino]
 	if n == nil {
@@ -350,15 +407,23 @@ func (m *model) setAttr(op *cfs.Op) cfs.Kind {
 		case op.Attr.Size > cfs.MaxFileSize:
 			return cfs.TooLarge
 		}
+	}
+	if k := m.maySetAttr(n, op.Mask, &op.Attr); k != 0 {
+		return k
+	}
+	if set(cfs.SetSize) {
 		if op.Attr.Size < n.size {
 			n.data = slices.Clone(n.data)
 			clear(n.data[min(op.Attr.Size, span):])
 		}
 		n.size, n.mtime = op.Attr.Size, m.now
+		if m.bound() {
+			m.killPriv(n)
+		}
 	}
 	n.ctime = m.now
-	if set(cfs.SetMode) {
-		n.mode = n.typ() | op.Attr.Mode&0o7777
+	if m.cred.Enforce && (set(cfs.SetUID) || set(cfs.SetGID)) {
+		m.killPriv(n)
 	}
 	if set(cfs.SetUID) {
 		n.uid = op.Attr.UID
@@ -366,8 +431,17 @@ func (m *model) setAttr(op *cfs.Op) cfs.Kind {
 	if set(cfs.SetGID) {
 		n.gid = op.Attr.GID
 	}
+	if set(cfs.SetMode) {
+		n.mode = n.typ() | op.Attr.Mode&0o7777
+		if !m.member(n.gid) {
+			n.mode &^= cfs.ModeSetgid
+		}
+		if n.acl != nil {
+			n.acl = n.acl.withBits(n.mode)
+		}
+	}
 	if set(cfs.SetKillPriv) {
-		n.killPriv()
+		m.killPriv(n)
 	}
 	if set(cfs.SetAtime) {
 		n.atime = op.Attr.AtimeNS
@@ -389,6 +463,20 @@ func (m *model) setXattr(op *cfs.Op) cfs.Kind {
 	if n == nil {
 		return cfs.Stale
 	}
+	if k := m.mayXattr(n, op.Name, true); k != 0 {
+		return k
+	}
+	if strings.HasPrefix(op.Name, "system.") {
+		a, valid := m.acls[string(op.Value)]
+		if !valid {
+			return cfs.Invalid
+		}
+		if k := m.setACL(n, op, a); k != 0 {
+			return k
+		}
+		n.ctime = m.now
+		return cfs.KindOK
+	}
 	_, exists := n.xattrs[op.Name]
 	if exists && op.Flags == cfs.XattrCreate {
 		return cfs.Exists
@@ -409,10 +497,23 @@ func (m *model) removeXattr(op *cfs.Op) cfs.Kind {
 	if n == nil {
 		return cfs.Stale
 	}
-	if _, exists := n.xattrs[op.Name]; !exists {
+	if k := m.mayXattr(n, op.Name, true); k != 0 {
+		return k
+	}
+	acl := strings.HasPrefix(op.Name, "system.")
+	if acl && !m.owner(n) {
+		return cfs.Permission
+	}
+	if _, exists := n.allXattrs()[op.Name]; !exists {
 		return cfs.NoAttr
 	}
-	delete(n.xattrs, op.Name)
+	if delete(n.xattrs, op.Name); acl {
+		if op.Name == cfs.XattrACLAccess {
+			n.acl = nil
+		} else {
+			n.dacl = nil
+		}
+	}
 	n.ctime = m.now
 	return cfs.KindOK
 }
@@ -468,6 +569,8 @@ func (m *model) write(s cfs.SessionID, op *cfs.Op) cfs.Kind {
 		return cfs.IsDir
 	case !n.regular():
 		return cfs.Invalid
+	case !m.may(n, 2):
+		return cfs.Access
 	}
 	for i := range op.Extents {
 		if op.Extents[i].Kind == cfs.ExtentStripe {
@@ -492,8 +595,8 @@ func (m *model) write(s cfs.SessionID, op *cfs.Op) cfs.Kind {
 		n.mtime = op.Attr.MtimeNS
 	}
 	n.ctime = max(n.ctime, n.mtime)
-	if op.Mask&cfs.SetKillPriv != 0 {
-		n.killPriv()
+	if op.Mask&cfs.SetKillPriv != 0 || m.bound() {
+		m.killPriv(n)
 	}
 	return cfs.KindOK
 }

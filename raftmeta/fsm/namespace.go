@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"encoding/binary"
 	"strings"
 
 	"github.com/claudefs/claudefs/cfs"
@@ -17,7 +18,7 @@ func checkName(name string) cfs.Kind {
 	return cfs.KindOK
 }
 
-// dir loads a directory that can be changed.
+// dir loads a directory in which the caller may look names up.
 func (t *tx) dir(i cfs.Ino) (*inode, cfs.Kind) {
 	n, ok := t.inode(i)
 	if !ok || n.Nlink == 0 {
@@ -26,11 +27,14 @@ func (t *tx) dir(i cfs.Ino) (*inode, cfs.Kind) {
 	if !n.IsDir() {
 		return nil, cfs.NotDir
 	}
-	return n, cfs.KindOK
+	return n, t.may(n, mayExec)
 }
 
 // entry loads a name and the inode behind it.
 func (t *tx) entry(dir cfs.Ino, name string) (*inode, cfs.Kind) {
+	if len(name) > cfs.MaxName {
+		return nil, cfs.NameTooLong
+	}
 	d, ok := load(t, direntKey(dir, name), decodeDirent)
 	if !ok {
 		return nil, cfs.NotFound
@@ -58,6 +62,9 @@ func (t *tx) isEmpty(dir cfs.Ino) bool {
 }
 
 func (t *tx) create(op *cfs.Op, res *cfs.Result) cfs.Kind {
+	if op.Name == "" && op.Hold {
+		return t.tmpfile(op, res)
+	}
 	if k := checkName(op.Name); k != cfs.KindOK {
 		return k
 	}
@@ -77,6 +84,9 @@ func (t *tx) create(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	case k != cfs.NotFound:
 		return k
 	}
+	if k := t.mayChange(dir); k != cfs.KindOK {
+		return k
+	}
 	n, k := t.newInode(op, dir)
 	if k != cfs.KindOK {
 		return k
@@ -88,19 +98,59 @@ func (t *tx) create(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	return cfs.KindOK
 }
 
+// tmpfile makes a regular file that has no name and that the session holds.
+func (t *tx) tmpfile(op *cfs.Op, res *cfs.Result) cfs.Kind {
+	if op.Attr.Mode&cfs.ModeType != cfs.ModeRegular {
+		return cfs.Invalid
+	}
+	dir, k := t.dir(op.Dir)
+	if k == cfs.KindOK {
+		k = t.mayChange(dir)
+	}
+	if k != cfs.KindOK {
+		return k
+	}
+	n, k := t.newInode(op, dir)
+	if k != cfs.KindOK {
+		return k
+	}
+	n.Nlink = 0
+	if !op.Exclusive {
+		n.flags |= linkable
+	}
+	t.hold(n.Ino, t.sess)
+	t.touch(n)
+	res.Attr = n.Attr
+	return cfs.KindOK
+}
+
+// ownNew gives a new inode its owner, group and permissions.
+func (t *tx) ownNew(n, dir *inode, umask uint32) cfs.Kind {
+	if t.enforced() {
+		n.UID, n.GID = t.cred.UID, t.cred.GID
+	}
+	if dir.Mode&cfs.ModeSetgid != 0 { // BSD group semantics: the new inode takes the directory's group
+		n.GID = dir.GID
+		switch {
+		case n.IsDir():
+			n.Mode |= cfs.ModeSetgid
+		case n.Mode&0o010 != 0 && !t.inGroup(n.GID):
+			n.Mode &^= cfs.ModeSetgid
+		}
+	}
+	return t.inheritACL(n, dir, umask)
+}
+
 // newInode makes the inode that op describes, in dir, which it may change.
 func (t *tx) newInode(op *cfs.Op, dir *inode) (*inode, cfs.Kind) {
 	n := &inode{}
 	n.Attr = cfs.Attr{Mode: op.Attr.Mode & (cfs.ModeType | cfs.ModePerm), Nlink: 1, UID: op.Attr.UID, GID: op.Attr.GID,
 		Map: 1, AtimeNS: t.now, MtimeNS: t.now, CtimeNS: t.now, BtimeNS: t.now}
-	if dir.Mode&cfs.ModeSetgid != 0 { // BSD group semantics: the new inode takes the directory's group
-		n.GID = dir.GID
-		if n.IsDir() {
-			n.Mode |= cfs.ModeSetgid
-		}
-	}
 	counter := t.mark(markNextIno)
 	n.Ino = cfs.MakeIno(dir.Ino.Site(), dir.Ino.Partition(), counter)
+	if k := t.ownNew(n, dir, op.Flags); k != cfs.KindOK {
+		return nil, k
+	}
 	switch n.Mode & cfs.ModeType {
 	case cfs.ModeDir:
 		if dir.Nlink >= cfs.MaxLinks {
@@ -118,6 +168,9 @@ func (t *tx) newInode(op *cfs.Op, dir *inode) (*inode, cfs.Kind) {
 		n.Size = uint64(len(op.Value))
 		t.set(targetKey(n.Ino), encodeBytes(op.Value))
 	case cfs.ModeChar, cfs.ModeBlock:
+		if t.enforced() {
+			return nil, cfs.Permission
+		}
 		n.Rdev = op.Attr.Rdev
 	case cfs.ModeRegular, cfs.ModeFIFO, cfs.ModeSocket:
 	default:
@@ -137,16 +190,25 @@ func (t *tx) link(op *cfs.Op, res *cfs.Result) cfs.Kind {
 		return k
 	}
 	n, ok := t.inode(op.Ino)
-	switch {
-	case !ok || n.Nlink == 0:
+	if !ok {
 		return cfs.NotFound
-	case n.IsDir():
-		return cfs.Permission
-	case n.Nlink >= cfs.MaxLinks:
-		return cfs.TooManyLinks
 	}
 	if _, exists := t.get(direntKey(op.Dir, op.Name)); exists {
 		return cfs.Exists
+	}
+	switch k := t.mayChange(dir); {
+	case k != cfs.KindOK:
+		return k
+	case n.IsDir():
+		return cfs.Permission
+	case n.Nlink == 0 && n.flags&linkable == 0:
+		return cfs.NotFound
+	case n.Nlink >= cfs.MaxLinks:
+		return cfs.TooManyLinks
+	}
+	if n.Nlink == 0 {
+		n.flags &^= linkable
+		t.dropHolds(n.Ino)
 	}
 	n.Nlink++
 	t.setEntry(op.Dir, op.Name, n)
@@ -165,11 +227,14 @@ func (t *tx) unlink(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	if k != cfs.KindOK {
 		return k
 	}
-	if n.IsDir() {
-		return cfs.IsDir
-	}
 	if op.Ino != 0 && n.Ino != op.Ino {
 		return cfs.Conflict
+	}
+	if k := t.mayRemove(dir, n); k != cfs.KindOK {
+		return k
+	}
+	if n.IsDir() {
+		return cfs.IsDir
 	}
 	t.del(direntKey(op.Dir, op.Name))
 	t.changedDir(dir, res)
@@ -187,11 +252,29 @@ func (t *tx) dropLink(n *inode, hold bool) {
 		return
 	}
 	if hold {
-		t.set(holdKey(n.Ino, t.sess), []byte{recordVersion})
-		t.set(heldByKey(t.sess, n.Ino), []byte{recordVersion})
+		t.hold(n.Ino, t.sess)
 		return
 	}
 	t.destroy(n)
+}
+
+// hold keeps an inode without a name for a session.
+func (t *tx) hold(i cfs.Ino, s cfs.SessionID) {
+	t.set(holdKey(i, s), []byte{recordVersion})
+	t.set(heldByKey(s, i), []byte{recordVersion})
+}
+
+// dropHolds ends all holds of an inode, which has got a name.
+func (t *tx) dropHolds(i cfs.Ino) {
+	var holders []cfs.SessionID
+	t.scan(holdKey(i, 0), after(key1(prefixHold, uint64(i))), func(k, _ []byte) bool {
+		holders = append(holders, cfs.SessionID(binary.BigEndian.Uint64(k[9:])))
+		return true
+	})
+	for _, s := range holders {
+		t.del(holdKey(i, s))
+		t.del(heldByKey(s, i))
+	}
 }
 
 // release ends a session's hold; the last one takes an inode without names away.
@@ -213,30 +296,15 @@ func (t *tx) release(i cfs.Ino, s cfs.SessionID) cfs.Kind {
 	return cfs.KindOK
 }
 
-// destroy removes an inode and all that belongs to it; many extent rows are left
-// to OpReap.
-func (t *tx) destroy(n *inode) {
-	t.del(inodeKey(n.Ino))
-	t.del(targetKey(n.Ino))
-	prefix := key1(prefixXattr, uint64(n.Ino))
-	var drop [][]byte
-	t.scan(prefix, after(prefix), func(k, _ []byte) bool {
-		drop = append(drop, append([]byte(nil), k...))
-		return true
-	})
-	for _, k := range drop {
-		t.del(k)
-	}
-	t.addMark(markInodes, ^uint64(0))
-	t.dropMap(n.Ino, n.Map)
-}
-
 func (t *tx) rmdir(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	dir, k := t.dir(op.Dir)
 	if k != cfs.KindOK {
 		return k
 	}
 	n, k := t.entry(op.Dir, op.Name)
+	if k == cfs.KindOK {
+		k = t.mayRemove(dir, n)
+	}
 	switch {
 	case k != cfs.KindOK:
 		return k
@@ -279,11 +347,13 @@ func (t *tx) rename(op *cfs.Op, res *cfs.Result) cfs.Kind {
 		return cfs.Exists
 	case mv.dst == nil && op.Flags == cfs.RenameExchange:
 		return cfs.NotFound
+	}
+	if k := t.mayMove(op, mv); k != cfs.KindOK {
+		return k
+	}
+	switch {
 	case mv.dst != nil && mv.dst.Ino == mv.src.Ino: // two names of one file: nothing to do
 	case op.Flags == cfs.RenameExchange:
-		if t.isWithin(mv.from.Ino, mv.dst) {
-			return cfs.Invalid
-		}
 		k = t.exchange(op, mv)
 	default:
 		k = t.replace(op, mv)
@@ -314,9 +384,6 @@ func (t *tx) findMove(op *cfs.Op) (mv move, k cfs.Kind) {
 	if mv.src, k = t.entry(op.Dir, op.Name); k != cfs.KindOK {
 		return mv, k
 	}
-	if t.isWithin(mv.to.Ino, mv.src) {
-		return mv, cfs.Invalid
-	}
 	if mv.dst, k = t.entry(op.NewDir, op.NewName); k != cfs.KindOK && k != cfs.NotFound {
 		return mv, k
 	}
@@ -340,17 +407,54 @@ func (t *tx) isWithin(i cfs.Ino, n *inode) bool {
 	}
 }
 
+// mayMove refuses what a rename cannot do, and what its caller may not, in the order of
+// do_renameat2 and vfs_rename of Linux.
+func (t *tx) mayMove(op *cfs.Op, mv move) cfs.Kind {
+	exchange := op.Flags == cfs.RenameExchange
+	switch {
+	case t.isWithin(mv.to.Ino, mv.src):
+		return cfs.Invalid
+	case mv.dst == nil:
+	case t.isWithin(mv.from.Ino, mv.dst):
+		if exchange {
+			return cfs.Invalid
+		}
+		return cfs.NotEmpty
+	case mv.dst.Ino == mv.src.Ino:
+		return cfs.KindOK
+	}
+	k := t.mayRemove(mv.from, mv.src)
+	if k == cfs.KindOK && mv.dst == nil {
+		k = t.mayChange(mv.to)
+	} else if k == cfs.KindOK {
+		k = t.mayRemove(mv.to, mv.dst)
+	}
+	switch {
+	case k != cfs.KindOK:
+		return k
+	case mv.dst == nil || exchange:
+	case mv.src.IsDir() && !mv.dst.IsDir():
+		return cfs.NotDir
+	case !mv.src.IsDir() && mv.dst.IsDir():
+		return cfs.IsDir
+	}
+	if mv.from == mv.to {
+		return cfs.KindOK
+	}
+	// A directory that moves gets another "..", which is a change of it.
+	if mv.src.IsDir() {
+		k = t.may(mv.src, mayWrite)
+	}
+	if k == cfs.KindOK && exchange && mv.dst.IsDir() {
+		k = t.may(mv.dst, mayWrite)
+	}
+	return k
+}
+
 // replace gives the source its new name; what had it loses it.
 func (t *tx) replace(op *cfs.Op, mv move) cfs.Kind {
-	if d := mv.dst; d != nil {
-		switch {
-		case mv.src.IsDir() && !d.IsDir():
-			return cfs.NotDir
-		case !mv.src.IsDir() && d.IsDir():
-			return cfs.IsDir
-		case d.IsDir() && !t.isEmpty(d.Ino):
-			return cfs.NotEmpty
-		}
+	if d := mv.dst; d != nil && d.IsDir() && !t.isEmpty(d.Ino) {
+		return cfs.NotEmpty
 	}
 	if mv.src.IsDir() {
 		if mv.from != mv.to && mv.dst == nil && mv.to.Nlink >= cfs.MaxLinks {

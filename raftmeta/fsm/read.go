@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"encoding/binary"
+	"strings"
 
 	"github.com/claudefs/claudefs/cfs"
 )
@@ -16,7 +17,7 @@ const maxListingInline = 1 << 20
 // Read answers a query from the state. As with Apply, what the namespace says no
 // to is in the answer, and an error means that the state or the KV is broken.
 func Read(r Reader, q *cfs.Query) (*cfs.Answer, error) {
-	t := &tx{kv: r}
+	t := &tx{kv: r, cred: q.Cred}
 	a := &cfs.Answer{}
 	switch q.Kind {
 	case cfs.QueryLookup:
@@ -89,10 +90,15 @@ func (t *tx) getAttr(i cfs.Ino, a *cfs.Answer) cfs.Kind {
 
 // extents lists an inode's extents in a range, with the inode that they belong to.
 func (t *tx) extents(q *cfs.Query, a *cfs.Answer) cfs.Kind {
-	if k := t.getAttr(q.Ino, a); k != cfs.KindOK {
+	n, ok := t.inode(q.Ino)
+	if !ok {
+		return cfs.Stale
+	}
+	if k := t.may(n, mayRead); k != cfs.KindOK {
 		return k
 	}
-	a.Extents, a.More = t.rows(q.Ino, a.Attr.Map, q.Off, q.End, listLimit(q.Limit))
+	a.Attr = n.Attr
+	a.Extents, a.More = t.fileRows(n, q.Off, q.End, listLimit(q.Limit))
 	inline := 0
 	for i := range a.Extents {
 		if inline += len(a.Extents[i].Inline); inline > maxListingInline {
@@ -121,8 +127,13 @@ func (t *tx) lookup(q *cfs.Query, a *cfs.Answer) cfs.Kind {
 }
 
 // readDir lists the names after q.Name; a.Attr is the directory, a.Dir.Ino its parent.
+// Who may not look names up in it gets no attributes.
 func (t *tx) readDir(q *cfs.Query, a *cfs.Answer) cfs.Kind {
 	dir, k := t.dir(q.Dir)
+	search := k == cfs.KindOK
+	if k == cfs.Access || k == cfs.KindOK {
+		k = t.may(dir, mayRead)
+	}
 	if k != cfs.KindOK {
 		return k
 	}
@@ -147,7 +158,7 @@ func (t *tx) readDir(q *cfs.Query, a *cfs.Answer) cfs.Kind {
 		return true
 	})
 	for i := range a.Entries {
-		if !q.WithAttrs {
+		if !q.WithAttrs || !search {
 			break
 		}
 		n, ok := t.inode(a.Entries[i].Ino)
@@ -173,9 +184,17 @@ func (t *tx) readlink(i cfs.Ino, a *cfs.Answer) cfs.Kind {
 }
 
 func (t *tx) getXattr(q *cfs.Query, a *cfs.Answer) cfs.Kind {
-	if k := t.getAttr(q.Ino, a); k != cfs.KindOK {
+	if k := checkXattr(q.Name); k != cfs.KindOK {
 		return k
 	}
+	n, ok := t.inode(q.Ino)
+	if !ok {
+		return cfs.Stale
+	}
+	if k := t.mayXattr(n, q.Name, mayRead); k != cfs.KindOK {
+		return k
+	}
+	a.Attr = n.Attr
 	v, ok := load(t, xattrKey(q.Ino, q.Name), decodeBytes)
 	if !ok {
 		return cfs.NoAttr
@@ -190,7 +209,9 @@ func (t *tx) listXattr(i cfs.Ino, a *cfs.Answer) cfs.Kind {
 	}
 	prefix := key1(prefixXattr, uint64(i))
 	t.scan(prefix, after(prefix), func(k, _ []byte) bool {
-		a.Names = append(a.Names, string(k[len(prefix):]))
+		if name := string(k[len(prefix):]); !t.enforced() || !strings.HasPrefix(name, "trusted.") {
+			a.Names = append(a.Names, name)
+		}
 		return true
 	})
 	return cfs.KindOK
@@ -354,9 +375,11 @@ func ReadUsage(r Reader) (Usage, error) {
 	u := Usage{InlineBytes: t.mark(markInline), RawBytes: t.mark(markRaw), Inodes: t.mark(markInodes), Sessions: t.mark(markSessions)}
 	u.InlineFull = u.InlineBytes > MaxInlineBytes/8*7
 	u.Reapable = t.journalTrims()
-	t.scan([]byte{prefixQueue}, []byte{prefixQueue + 1}, func(_, _ []byte) bool {
-		u.Reapable = true
-		return false
-	})
+	for _, p := range [...]byte{prefixQueue, prefixEnded} {
+		t.scan([]byte{p}, []byte{p + 1}, func(_, _ []byte) bool {
+			u.Reapable = true
+			return false
+		})
+	}
 	return u, t.err
 }

@@ -88,8 +88,15 @@ func (d *dec) ok() bool { return !d.bad && len(d.b) == 0 }
 type inode struct {
 	cfs.Attr
 	parent cfs.Ino // of a directory
-	stored uint64  // bytes that extent rows cover; Blocks follows from it
+	stored uint64  // bytes that extent rows cover, dead ones above the cut included; Blocks follows from it
+
+	flags uint8  // hasACL and so on
+	high  uint32 // map of the rows at and above the cut
+	cut   uint64 // where a truncation that is still at work cuts the map; 0 for none
 }
+
+// isCut in the flags of a record says that high and cut follow.
+const isCut uint8 = 1 << 7
 
 func (e *enc) attr(a *cfs.Attr) {
 	e.u64(uint64(a.Ino))
@@ -137,12 +144,28 @@ func encodeInode(i *inode) []byte {
 	e.attr(&i.Attr)
 	e.u64(uint64(i.parent))
 	e.u64(i.stored)
+	switch {
+	case i.cut > 0:
+		e.u8(i.flags | isCut)
+		e.u32(i.high)
+		e.u64(i.cut)
+	case i.flags != 0:
+		e.u8(i.flags)
+	}
 	return e.b
 }
 
 func decodeInode(b []byte) (*inode, bool) {
 	d := newDec(b)
 	i := &inode{Attr: d.attr(), parent: cfs.Ino(d.u64()), stored: d.u64()}
+	if len(d.b) > 0 { // the rare
+		flags := d.u8()
+		if i.flags = flags &^ isCut; flags&isCut != 0 {
+			i.high, i.cut = d.u32(), d.u64()
+			d.bad = d.bad || i.cut == 0
+		}
+		d.bad = d.bad || flags == 0 || i.flags > inodeFlags
+	}
 	return i, d.ok() && i.Blocks == i.blocks()
 }
 

@@ -35,6 +35,8 @@ func forms() []form {
 	inlineExtent := inline(fuzzEnd-5, "hello")
 	return []form{
 		{"inode", recoder(decodeInode, encodeInode), [][]byte{encodeInode(&inode{Attr: attr, parent: 1, stored: 513})}},
+		{"inode with more", recoder(decodeInode, encodeInode), [][]byte{encodeInode(&inode{Attr: attr, flags: inodeFlags})}},
+		{"inode that is cut", recoder(decodeInode, encodeInode), [][]byte{encodeInode(&inode{Attr: attr, flags: hasACL, high: 9, cut: 4096}), encodeInode(&inode{Attr: attr, high: 9, cut: 1})}},
 		{"dirent", recoder(decodeDirent, encodeDirent), [][]byte{encodeDirent(dirent{7, cfs.ModeDir})}},
 		{"bytes", recoder(decodeBytes, encodeBytes), [][]byte{encodeBytes(nil), encodeBytes([]byte("target"))}},
 		{"extent", recoder(func(b []byte) (cfs.Extent, bool) { return decodeExtent(fuzzEnd, b) }, func(x cfs.Extent) []byte { return encodeExtent(&x) }),
@@ -81,8 +83,8 @@ func TestRecordsRoundTrip(t *testing.T) {
 				continue // any length is right
 			}
 			for n := range seed {
-				if f.name == "device with flags" && n == len(seed)-1 {
-					continue // the record as it was before there were flags
+				if f.name == "device with flags" && n == len(seed)-1 || f.name == "inode with more" && n == len(seed)-1 || f.name == "inode that is cut" && n == len(seed)-13 {
+					continue // the record as it is where there are no flags
 				}
 				if _, ok := f.recode(seed[:n]); ok {
 					t.Errorf("%s cut to %d of %d bytes was read", f.name, n, len(seed))
@@ -98,7 +100,7 @@ func TestRecordsRoundTrip(t *testing.T) {
 // TestRecordValues: the fields survive, each in its place.
 func TestRecordValues(t *testing.T) {
 	want := &inode{Attr: cfs.Attr{Ino: 1, Mode: 2, Nlink: 3, UID: 4, GID: 5, Rdev: 6, Size: 7, Blocks: 3, Map: 9, Gen: 10, AtimeNS: 11, MtimeNS: 12, CtimeNS: -13, BtimeNS: 14},
-		parent: 15, stored: 1025}
+		parent: 15, stored: 1025, flags: hasDefaultACL, high: 16, cut: 17}
 	if got, ok := decodeInode(encodeInode(want)); !ok || *got != *want {
 		t.Errorf("inode %+v, want %+v", got, want)
 	}

@@ -139,6 +139,20 @@ func (a args) extent() cfs.Extent {
 	return x
 }
 
+// cred is whom the namespace is to check: "uid=1 gid=2 groups=3:4".
+func (a args) cred() (c cfs.Cred) {
+	if !a.has("uid") {
+		return c
+	}
+	c = cfs.Cred{Enforce: true, UID: uint32(a.num("uid")), GID: uint32(a.num("gid"))}
+	for _, g := range strings.Split(a.kv["groups"], ":") {
+		if g != "" {
+			c.Groups = append(c.Groups, uint32(parse(a.t, "x g="+g).num("g")))
+		}
+	}
+	return c
+}
+
 var opNames = map[string]cfs.OpKind{
 	"create": cfs.OpCreate, "link": cfs.OpLink, "unlink": cfs.OpUnlink, "rmdir": cfs.OpRmdir, "rename": cfs.OpRename,
 	"setattr": cfs.OpSetAttr, "setxattr": cfs.OpSetXattr, "rmxattr": cfs.OpRemoveXattr, "write": cfs.OpWrite, "swap": cfs.OpSwap,
@@ -290,7 +304,7 @@ func (s *script) run(d *datadriven.TestData) string {
 	case "open":
 		return fmt.Sprintf("session %d\n", s.open(a.str("name")))
 	case "apply":
-		cmd := &cfs.Command{Session: cfs.SessionID(a.num("session")), Seq: a.num("seq"), LowWater: a.num("low"), Floor: a.num("floor"), Ops: s.ops(d.Input)}
+		cmd := &cfs.Command{Session: cfs.SessionID(a.num("session")), Seq: a.num("seq"), LowWater: a.num("low"), Floor: a.num("floor"), Cred: a.cred(), Ops: s.ops(d.Input)}
 		return s.show(cmd)
 	case "lead":
 		return s.show(&cfs.Command{Ops: s.ops(d.Input)})

@@ -36,6 +36,7 @@ type tx struct {
 
 	named    int // extents that the command's operations have named
 	replaced int // extent rows that they have met
+	reaped   int // rows that were deleted because nobody can see them any more
 }
 
 func (t *tx) fail(err error) {

@@ -192,7 +192,7 @@ func (s *windowScan) see(r *windowRow) bool {
 		}
 		s.enter(r.ino)
 	}
-	if s.skips(r) {
+	if s.skips(r) || s.node.cut > 0 && r.Off >= s.node.cut {
 		return true
 	}
 	if r.Kind == cfs.ExtentUnwritten { // it has no bytes to move
