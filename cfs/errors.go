@@ -76,6 +76,8 @@ const (
 	NoLease
 	// Denied is a peer whose certificate, token or role does not allow what it asks for.
 	Denied
+	// TooManyLocks is a bound of the table of locks: ENOLCK.
+	TooManyLocks
 
 	kindEnd
 )
@@ -131,6 +133,7 @@ var kinds = [kindEnd]kindInfo{
 	Locked:       {"locked", "a lock is in the way", syscall.EAGAIN},
 	NoLease:      {"no_lease", "the exclusive lease is gone", syscall.EIO},
 	Denied:       {"denied", "not allowed for this peer", syscall.EACCES},
+	TooManyLocks: {"too_many_locks", "too many locks", syscall.ENOLCK},
 }
 
 // Valid reports that k is a kind of this version.

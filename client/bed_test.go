@@ -185,6 +185,9 @@ type bed struct {
 	answered atomic.Pointer[func(*cfs.Query)]
 	// windows answers QueryWindows instead of the namespace.
 	windows atomic.Pointer[func(*cfs.Query) *cfs.Answer]
+	// waiting sees each OpWaitLock, and answers it where it returns an error.
+	waiting   atomic.Pointer[func() error]
+	lockWaits atomic.Int32 // OpWaitLock that are being served
 }
 
 const testCluster = "bed"
@@ -381,6 +384,8 @@ func (b *bed) serveMeta(ctx context.Context, self int, r *wire.Request) (wire.Re
 			(*fn)(q)
 		}
 		return wire.Response{Body: wire.AnswerToPB(a)}, nil
+	case wire.OpWaitLock:
+		return b.waitLock(ctx, r)
 	case wire.OpHeartbeat:
 		var pb wirepb.Heartbeat
 		if err := r.Decode(&pb); err != nil {

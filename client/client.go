@@ -82,6 +82,7 @@ type Client struct {
 	puts     chan struct{}
 	mapping  turn // to ask for the map
 	opening  turn // to replace a lost session
+	locks    lockTable
 
 	mu     sync.Mutex // guards inodes
 	inodes map[cfs.Ino]*inode
@@ -133,7 +134,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 		meta: wire.NewPool(dial, 1), data: wire.NewPool(dial, dataConns),
 		cache: newCache(cfg.CacheTTL / 2), memory: newMemory(cfg.MemoryBytes),
 		commands: make(chan struct{}, maxCommands), puts: make(chan struct{}, maxPuts),
-		mapping: newTurn(), opening: newTurn(),
+		mapping: newTurn(), opening: newTurn(), locks: newLockTable(),
 		hedging: newHedging(), patience: maxUnreadable, forSpace: spaceWait, reports: newReports(),
 		inodes: map[cfs.Ino]*inode{},
 	}
@@ -268,6 +269,7 @@ func (c *Client) sessionLost(ctx context.Context, old *session) error {
 	for _, n := range c.openInodes() {
 		n.abandon(cfs.E("commit", cfs.NoSession, nil))
 	}
+	c.locksLost(old)
 	return nil
 }
 

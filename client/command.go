@@ -215,6 +215,7 @@ var opNames = map[cfs.OpKind]string{
 	cfs.OpCreate: "create", cfs.OpLink: "link", cfs.OpUnlink: "unlink", cfs.OpRmdir: "rmdir", cfs.OpRename: "rename",
 	cfs.OpSetAttr: "set attributes", cfs.OpSetXattr: "set xattr", cfs.OpRemoveXattr: "remove xattr",
 	cfs.OpWrite: "commit extents", cfs.OpSwap: "swap extents", cfs.OpRelease: "release",
+	cfs.OpLock: "lock",
 }
 
 // opName is what a command does that meets a failure at operation i.

@@ -23,12 +23,14 @@
 //	whole.go      whole stripes for sequential readers while a device is lost
 //	report.go     damaged and missing shards, told to their owners
 //	copy.go       copies by reference
+//	locks.go      fcntl and flock
 //
 // # Lock order
 //
-// Client.mu, then inode.mu, then the locks of cache, layout and memory, which
+// Client.mu, then inode.mu, then the locks of cache, layout, memory and lockTable, which
 // call nothing. Of a read's locks, hedge.mu comes before stripeRead.mu, and that
-// before layout's. No lock is held across a network call, but three: inode.order puts
+// before layout's. No lock is held across a network call, but four: lockOwner.turn puts the
+// lock commands of an owner in sequence, and is taken alone; inode.order puts
 // the operations that need an inode without dirty data (truncate, allocate) in
 // sequence with its flushes, and is taken before inode.mu; Client.mapping and
 // Client.opening, which are waited for with a context, let one goroutine ask for the
@@ -43,5 +45,12 @@
 // # Coherence
 //
 // Close-to-open: Flush commits, Open asks the leader. Between the two a client
-// may show attributes and names that are up to Config.CacheTTL old.
+// may show attributes and names that are up to Config.CacheTTL old. Locks are such points
+// too: SetLock commits, and what is known of the inode is then as new as the lock.
+//
+// # Locks and sessions
+//
+// Locks belong to the session and go with it. The handles of an inode that had locks each
+// tell so once, at their next write, sync or close, and the owner of the locks at its next
+// lock: EIO. After that both go on in the new session, without the locks.
 package client

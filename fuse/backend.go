@@ -74,6 +74,13 @@ type copier interface {
 	CopyRange(ctx context.Context, src, dst file, srcOff, dstOff, n uint64, mask cfs.SetMask) (uint64, error)
 }
 
+// locker is locks. One in the way is cfs.Locked; with wait it is waited for until ctx ends.
+type locker interface {
+	SetLock(ctx context.Context, ino cfs.Ino, l cfs.Lock, wait bool) error
+	GetLock(ctx context.Context, ino cfs.Ino, l cfs.Lock) (cfs.Lock, error)
+	ReleaseOwner(ctx context.Context, ino cfs.Ino, kind cfs.LockKind, owner uint64) error
+}
+
 // backend is all of it: a client, or a test's double of one.
 type backend struct {
 	namespace
@@ -81,6 +88,7 @@ type backend struct {
 	xattrs
 	copier
 	tmpfiles
+	locker
 }
 
 // clientInodes gives the client's files and listings as the interfaces here.
@@ -130,5 +138,5 @@ func (clientCopier) CopyRange(ctx context.Context, src, dst file, srcOff, dstOff
 }
 
 func clientBackend(c *client.Client) backend {
-	return backend{namespace: c, inodes: clientInodes{c}, xattrs: c, copier: clientCopier{}, tmpfiles: clientInodes{c}}
+	return backend{namespace: c, inodes: clientInodes{c}, xattrs: c, copier: clientCopier{}, tmpfiles: clientInodes{c}, locker: c}
 }

@@ -54,3 +54,15 @@ func benchmarkIO(b *testing.B, flags int, io func(int, []byte, int64) (int, erro
 		})
 	}
 }
+
+// BenchmarkOpenAndClose is for reading: two requests, and a third at each close for the
+// locks that the process may have.
+func BenchmarkOpenAndClose(b *testing.B) {
+	dir, _ := mounted(b, newMemFS())
+	check(b, os.WriteFile(dir+"/f", nil, 0o644))
+	for b.Loop() {
+		fd, err := unix.Open(dir+"/f", unix.O_RDONLY, 0)
+		check(b, err)
+		unix.Close(fd)
+	}
+}

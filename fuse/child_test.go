@@ -21,6 +21,7 @@ const (
 
 var children = map[string]func(arg string) error{
 	"serve":      serveForever,
+	"closeLocks": closeLocks,
 	"mmapRead":   mmapRead,
 	"mmapWrite":  mmapWrite,
 	"mmapAppend": mmapAppend,

@@ -9,6 +9,7 @@
 //	names.go      lookup, mkdir, mknod, symlink, link, unlink, rename
 //	inode.go      getattr, setattr, statx, xattrs, statfs
 //	file.go       create, tmpfile, open to release, and the bytes between
+//	locks.go      fcntl and flock
 //	dir.go        opendir, readdir, readdirplus
 //	handles.go    numbers that the kernel holds for open files
 //	inotable.go   small bounded memories: generations at open, absent capabilities and ACLs
@@ -51,7 +52,22 @@
 //
 // The kernel sends INTERRUPT for any signal, and an answer of EINTR reaches
 // programs that do not expect one of a disk. So a request is given up only when
-// its thread is about to die (see request), as NFS does with hard mounts.
+// its thread is about to die (see request), as NFS does with hard mounts. A wait for a
+// lock (SETLKW) ends at any signal, as everywhere.
+//
+// # Locks
+//
+// The kernel keeps none: each lock of a file is asked of the cluster (flock(2) of a
+// directory alone stays within the mount, the kernel does not tell of it). The owner of a
+// fcntl lock is a process, which ends its locks by closing any descriptor of the file: so
+// every handle is flushed at close, one for reading too (no FOPEN_NOFLUSH; it costs a
+// request of some 25 us, answered from memory where there are no locks). The owner of a
+// flock or an OFD lock is the open file: RELEASE ends it. The kernel does not tell OFD
+// locks from others, so that a circle of waits of those is EDEADLK too, as it is not on a
+// local file system.
+//
+// Locks are points of coherence, as with NFS: what is written is committed before a lock
+// is set or removed, and who gets one drops pages that others have made old.
 //
 // # What deadlocks
 //

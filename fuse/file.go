@@ -18,6 +18,7 @@ type openFile struct {
 	ino   cfs.Ino
 	flags uint32
 	file  file
+	locks lockOwners
 
 	// other is the same file with O_APPEND the other way round, opened when first
 	// needed: fcntl(2) can turn it on and off, and pages that a mapping of an
@@ -69,9 +70,6 @@ func (fs *fileSystem) install(r *request, ino cfs.Ino, f file, flags uint32, out
 	var err error
 	if out.Fh, err = fs.files.add(h); err != nil {
 		return nil, fs.abandon(r, h, err)
-	}
-	if flags&syscall.O_ACCMODE == syscall.O_RDONLY {
-		out.OpenFlags |= gofuse.FOPEN_NOFLUSH // it has nothing to flush: close(2) need not ask
 	}
 	fs.metrics.open.Inc()
 	return h, nil
@@ -156,9 +154,6 @@ func (fs *fileSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofus
 			fs.metrics.open.Dec()
 			return r.end(gone(fs.abandon(r, h, err)))
 		}
-	}
-	if in.Flags&syscall.O_ACCMODE == syscall.O_RDONLY {
-		out.OpenFlags |= gofuse.FOPEN_NOFLUSH // nothing to commit at close: a request less
 	}
 	if fs.unchanged(r, ino) {
 		out.OpenFlags |= gofuse.FOPEN_KEEP_CACHE
@@ -255,13 +250,17 @@ func privileged(mode uint32) bool {
 	return mode&cfs.ModeSetuid != 0 || mode&cfs.ModeSetgid != 0 && mode&groupExec != 0
 }
 
-// Flush is a close(2) of one of the descriptors of a handle.
+// Flush is a close(2) of one of the descriptors of a handle: it ends all fcntl locks that
+// its process has of the file, which is why handles for reading are flushed too.
 func (fs *fileSystem) Flush(cancel <-chan struct{}, in *gofuse.FlushIn) gofuse.Status {
 	r := fs.begin(opFlush, cancel, &in.InHeader)
 	h, err := fs.handle(in.Fh)
-	if err == nil {
+	if err == nil && h.flags&syscall.O_ACCMODE != syscall.O_RDONLY {
 		err = h.file.Flush(r)
 		fs.distrust(h, err)
+	}
+	if h != nil {
+		err = errors.Join(err, fs.unlockAll(r, h, cfs.LockPosix, in.LockOwner))
 	}
 	return r.end(err)
 }
@@ -288,7 +287,7 @@ func (fs *fileSystem) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
 		return
 	}
 	fs.metrics.open.Dec()
-	err := h.close(r)
+	err := errors.Join(h.close(r), fs.unlockHandle(r, h))
 	fs.distrust(h, err)
 	if err != nil {
 		fs.log.Error("closing a file", "ino", uint64(h.ino), "err", err)

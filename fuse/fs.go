@@ -22,7 +22,7 @@ const (
 
 // fileSystem is the kernel's requests as calls of the client. What it does not
 // implement answers ENOSYS, which the kernel remembers: access (the kernel checks
-// permissions), locks (the kernel keeps them, for this mount alone) and ioctl.
+// permissions) and ioctl.
 type fileSystem struct {
 	gofuse.RawFileSystem
 	backend
@@ -44,6 +44,9 @@ type fileSystem struct {
 	plain inoTable
 	born  time.Time
 
+	lockWaits chan struct{} // a place for each SetLkw
+	kernel    *gofuse.Server
+
 	attrTTL, negativeTTL time.Duration
 	// setxattrExt: the kernel's requests to set an attribute have flags of its own (Linux 5.14).
 	setxattrExt bool
@@ -61,12 +64,14 @@ func newFileSystem(b backend, log *slog.Logger, m *Metrics) *fileSystem {
 		born:          time.Now(),
 		attrTTL:       min(ttl, maxKernelTTL),
 		negativeTTL:   min(ttl, maxNegativeTTL),
+		lockWaits:     make(chan struct{}, maxLockWaits),
 		stop:          make(chan struct{}),
 	}
 }
 
-// Init takes note of what the kernel can, before the first request.
+// Init takes note of who speaks to the kernel, and of what it can, before the first request.
 func (fs *fileSystem) Init(s *gofuse.Server) {
+	fs.kernel = s
 	fs.setxattrExt = s.KernelSettings().Flags64()&gofuse.CAP_SETXATTR_EXT != 0
 }
 

@@ -17,7 +17,8 @@ import (
 // memFS is a POSIX file system in memory behind the interfaces of this package:
 // what the front end is tested on without a cluster.
 type memFS struct {
-	ttl time.Duration
+	locks memLocks
+	ttl   time.Duration
 
 	mu    sync.Mutex
 	nodes map[cfs.Ino]*memNode
@@ -44,7 +45,7 @@ func newMemFS() *memFS {
 }
 
 func (m *memFS) backend() backend {
-	return backend{namespace: m, inodes: m, xattrs: m, copier: m, tmpfiles: m}
+	return backend{namespace: m, inodes: m, xattrs: m, copier: m, tmpfiles: m, locker: &m.locks}
 }
 
 // enter counts a call, runs the hook and takes the lock.

@@ -45,6 +45,9 @@ const (
 	opFsyncDir
 	opStatfs
 	opTmpfile
+	opGetLk
+	opSetLk
+	opSetLkw
 	opEnd
 )
 
@@ -53,6 +56,7 @@ var opNames = [opEnd]string{
 	"lookup", "getattr", "setattr", "statx", "mknod", "mkdir", "unlink", "rmdir", "rename", "link", "symlink", "readlink",
 	"getxattr", "listxattr", "setxattr", "removexattr", "create", "open", "read", "write", "flush", "fsync", "release",
 	"fallocate", "copy_file_range", "lseek", "opendir", "readdir", "readdirplus", "releasedir", "fsyncdir", "statfs", "tmpfile",
+	"getlk", "setlk", "setlkw",
 }
 
 // Metrics are the counters and histograms of a mount, named claudefs_fuse_*.

@@ -161,6 +161,7 @@ func mountOptions(cfg Config) *gofuse.MountOptions {
 		MaxWrite:                maxWriteBytes,
 		MaxBackground:           maxBackground,
 		MaxInflightRequestBytes: maxInflightBytes,
+		EnableLocks:             true,
 		EnableSymlinkCaching:    true, // an inode's target never changes
 		EnableAcl:               true, // the kernel enforces what the cluster keeps
 		DisableSplice:           true, // answers are in memory; at 1 MiB splice fails and is logged each time

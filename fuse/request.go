@@ -42,6 +42,9 @@ type request struct {
 	start time.Time
 	// interrupt is closed by go-fuse when the kernel sends INTERRUPT; nil for never.
 	interrupt <-chan struct{}
+	// anySignal gives the request up at any signal, as it is with a wait that a program
+	// may end by one: set before the request is first used as a context.
+	anySignal bool
 	dead      atomic.Bool
 
 	mu       sync.Mutex
@@ -167,6 +170,9 @@ func (r *request) wait(finished <-chan struct{}) bool {
 	case <-r.fs.stop:
 		return true
 	case <-r.interrupt:
+	}
+	if r.anySignal {
+		return true
 	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()

@@ -26,6 +26,7 @@
 //	admin.go     what an administrator asks of the leader
 //	journal.go   readers of the journal, and what is told of sessions
 //	top.go       what a node has done, for people who look at it
+//	locks.go     waits for locks, and whether they would ever end
 //	check.go     a replica's tables compared with each other, on request
 //	serve.go     requests from the wire
 //	open.go      start: recovery and its checks
@@ -41,7 +42,8 @@
 // a handler. Duties propose as any client does and may be behind; they never
 // hold their lock while they propose. Only the duties' goroutine proposes changes of
 // nodes, devices and jobs, an administrator's too: what it has read of them when it
-// proposes is still so. Lock order: duties.mu, then nothing.
+// proposes is still so. Lock order: lockWaits.turn, then a view of the state, then lockWaits.mu; the loop
+// takes duties.mu and lockWaits.mu alone, for moments, and nothing under them.
 //
 // # Failure
 //

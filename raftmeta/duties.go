@@ -35,6 +35,7 @@ type duties struct {
 	admin      chan *adminCall // for run, which alone changes the layout: what it read stays true
 	ended      <-chan struct{}
 	cancel     context.CancelFunc
+	waits      *lockWaits
 	inlineFull atomic.Bool
 
 	mu       sync.Mutex
@@ -67,7 +68,7 @@ type slotOf struct {
 func (l *loop) beginDuties() error {
 	n := l.n
 	ctx, cancel := context.WithCancel(context.Background())
-	d := &duties{n: n, hearing: time.Now(), kick: make(chan struct{}, 1), admin: make(chan *adminCall), ended: ctx.Done(), cancel: cancel,
+	d := &duties{n: n, hearing: time.Now(), kick: make(chan struct{}, 1), admin: make(chan *adminCall), ended: ctx.Done(), cancel: cancel, waits: newLockWaits(),
 		sessions: map[cfs.SessionID]time.Time{}, beats: map[cfs.NodeID]*beat{}, down: map[cfs.DeviceID]time.Time{}, recorded: map[cfs.DeviceID]time.Time{}}
 	err := n.state.view(func(v kv.View) error {
 		open, err := fsm.Sessions(v)

@@ -2,6 +2,7 @@ package raftmeta
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -128,6 +129,7 @@ type effects struct {
 	mapChanged bool
 	ownTerm    bool // an entry of the term that this node leads
 	sessions   []sessionChange
+	locks      []cfs.Ino // whose locks changed
 }
 
 type sessionChange struct {
@@ -185,7 +187,15 @@ func (l *loop) applyTo(b kv.Batch, entries []*pb.Entry, now time.Time, eff *effe
 
 // note gathers the effects of a command.
 func (f *effects) note(cmd *cfs.Command, reply *cfs.Reply) {
-	if reply.Kind != cfs.KindOK || cmd.Session != 0 {
+	if reply.Kind != cfs.KindOK {
+		return
+	}
+	if cmd.Session != 0 {
+		for i := range cmd.Ops {
+			if op := &cmd.Ops[i]; op.Kind == cfs.OpLock {
+				f.locks = append(f.locks, op.Ino)
+			}
+		}
 		return
 	}
 	for i := range cmd.Ops {
@@ -213,6 +223,7 @@ func (l *loop) publish(eff *effects) error {
 	}
 	if d := l.n.duties.Load(); d != nil {
 		d.noteSessions(eff.sessions)
+		d.waits.changed(eff.locks, slices.ContainsFunc(eff.sessions, func(c sessionChange) bool { return c.ended }))
 		if eff.mapChanged {
 			d.wake()
 		}

@@ -14,7 +14,7 @@ var (
 	_ wire.Receiver = (*Node)(nil)
 )
 
-// Serve answers the metadata requests of the wire: OpCommand, OpQuery, OpHeartbeat,
+// Serve answers the metadata requests of the wire: OpCommand, OpQuery, OpHeartbeat, OpWaitLock,
 // OpStatus, OpTop, OpCheckState, OpSnapshot, and of OpAdmin the leader's verbs; OpRaft comes one-way, to Receive.
 // What only the leader can answer is cfs.NotLeader elsewhere, with the leader's address in it.
 func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error) {
@@ -32,6 +32,8 @@ func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error
 		return n.serveHeartbeat(ctx, r)
 	case wire.OpTop:
 		return n.serveTop(ctx, r)
+	case wire.OpWaitLock:
+		return n.serveWaitLock(ctx, r)
 	case wire.OpStatus:
 		return wire.Response{Body: n.Status()}, nil
 	case wire.OpSnapshot:

@@ -33,6 +33,13 @@ const (
 var binary string
 
 func TestMain(m *testing.M) {
+	if path := os.Getenv(lockerEnv); path != "" {
+		if err := runLocker(path); err != nil {
+			fmt.Fprintln(os.Stderr, "locker:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	os.Exit(runAll(m))
 }
 

@@ -35,7 +35,7 @@ func Check(r Reader) (*CheckReport, error) { return check(r, checkSlice) }
 
 func check(r Reader, slice int) (*CheckReport, error) {
 	c := &checker{t: &tx{kv: r}, slice: slice, marks: map[string]uint64{}, sessions: map[cfs.SessionID]*session{}, groups: map[cfs.PGID]*groupCount{}}
-	for _, part := range []func(){c.strays, c.cluster, c.names, c.holds, c.belongings, c.data, c.feed, c.counters, c.journal} {
+	for _, part := range []func(){c.strays, c.cluster, c.names, c.holds, c.locks, c.belongings, c.data, c.feed, c.counters, c.journal} {
 		if part(); c.t.err != nil {
 			return nil, c.t.err
 		}
@@ -55,6 +55,7 @@ type checker struct {
 	groups   map[cfs.PGID]*groupCount
 	inline   uint64 // bytes in inline extents
 	stored   uint64 // bytes in extents, as the inodes say
+	lockRows uint64
 }
 
 // groupCount is a group and what was counted in it.
@@ -106,7 +107,7 @@ func u64of(b []byte) uint64 { return binary.BigEndian.Uint64(b) }
 func u32of(b []byte) uint32 { return binary.BigEndian.Uint32(b) }
 
 // prefixes are all there are, in order.
-const prefixes = "ACDEFGHIJLNQRSTUVXZchq"
+const prefixes = "ACDEFGHIJKLNQRSTUVXZchklq"
 
 // strays looks for keys that nothing reads.
 func (c *checker) strays() {
@@ -419,7 +420,7 @@ func (c *checker) counters() {
 	for _, m := range []struct {
 		name string
 		want uint64
-	}{{markInodes, c.report.Inodes}, {markSessions, uint64(len(c.sessions))}, {markInline, c.inline}, {markRaw, raw}} {
+	}{{markInodes, c.report.Inodes}, {markSessions, uint64(len(c.sessions))}, {markInline, c.inline}, {markRaw, raw}, {markLocks, c.lockRows}} {
 		if c.marks[m.name] != m.want {
 			c.bad("mark %s is %d, counted %d", m.name, c.marks[m.name], m.want)
 		}

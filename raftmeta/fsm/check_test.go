@@ -42,7 +42,13 @@ func sound(t *testing.T) *harness {
 	h.do(s2, cfs.Op{Kind: cfs.OpWrite, Ino: freed, Epochs: []cfs.PGEpoch{{PG: 1, Epoch: 1}}, Extents: []cfs.Extent{
 		{Len: 1, Kind: cfs.ExtentStripe, Stripe: cfs.StripeID{Session: s2, Counter: 1}, PG: 1, StripeLen: 1}}})
 	h.do(s2, cfs.Op{Kind: cfs.OpUnlink, Dir: 1, Name: "freed"})
-	h.do(0, cfs.Op{Kind: cfs.OpExpireSession, Sess: s2})
+	for i := range uint64(locksAtOnce + 2) {
+		h.do(s2, posixLock(a, 7, cfs.LockRead, 2*i, 2*i))
+	}
+	h.do(s, posixLock(a, 7, cfs.LockRead, 0, 9))
+	h.do(s, posixLock(a, 7, cfs.LockWrite, 500, wholeFile))
+	h.do(s, cfs.Op{Kind: cfs.OpLock, Ino: a, Lock: cfs.Lock{Kind: cfs.LockFlock, Type: cfs.LockWrite, Owner: 8}})
+	h.do(0, cfs.Op{Kind: cfs.OpExpireSession, Sess: s2}) // some locks await removal
 	journal := h.read(&cfs.Query{Kind: cfs.QueryJournal}).Changes
 	for _, name := range []string{"backup", "mirror"} {
 		h.do(0, cfs.Op{Kind: cfs.OpSetConsumer, Name: name, Index: journal[2].Index}) // the oldest are gone

@@ -27,6 +27,8 @@
 //	H ino session            a session holds an inode that lost its last name
 //	I ino                    inode
 //	J device                 job of a device
+//	K ino kind session owner start
+//	                         lock: type, end, process
 //	L ino                    a symbolic link's target
 //	N node                   node
 //	Q ino map                extent rows to be deleted in the background; map 0: attributes
@@ -39,6 +41,10 @@
 //	Z session counter pg     stripe without references, at or above its session's floor
 //	c name                   consumer of the journal: what it still needs
 //	h session ino            the holds of a session
+//	k session ino kind owner start
+//	                         the locks of a session
+//	l what id                locks of a session (1) or inode (2) that is gone, to be removed
+//	                         in the background
 //	q session                what a session has left, to be deleted in the background
 //
 // # Invariants

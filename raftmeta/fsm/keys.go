@@ -8,28 +8,31 @@ import (
 
 // Key prefixes; doc.go explains each.
 const (
-	prefixMark    = 'A'
-	prefixChange  = 'C'
-	prefixDirent  = 'D'
-	prefixExtent  = 'E'
-	prefixFeed    = 'F'
-	prefixGroup   = 'G'
-	prefixHold    = 'H'
-	prefixInode   = 'I'
-	prefixJob     = 'J'
-	prefixLink    = 'L'
-	prefixNode    = 'N'
-	prefixQueue   = 'Q'
-	prefixReply   = 'R'
-	prefixStripe  = 'S'
-	prefixSession = 'T'
-	prefixUsage   = 'U'
-	prefixDevice  = 'V'
-	prefixXattr   = 'X'
-	prefixZero    = 'Z'
-	prefixReader  = 'c'
-	prefixHeldBy  = 'h'
-	prefixEnded   = 'q'
+	prefixMark      = 'A'
+	prefixChange    = 'C'
+	prefixDirent    = 'D'
+	prefixExtent    = 'E'
+	prefixFeed      = 'F'
+	prefixGroup     = 'G'
+	prefixHold      = 'H'
+	prefixInode     = 'I'
+	prefixJob       = 'J'
+	prefixLink      = 'L'
+	prefixLock      = 'K'
+	prefixNode      = 'N'
+	prefixQueue     = 'Q'
+	prefixReply     = 'R'
+	prefixStripe    = 'S'
+	prefixSession   = 'T'
+	prefixUsage     = 'U'
+	prefixDevice    = 'V'
+	prefixXattr     = 'X'
+	prefixZero      = 'Z'
+	prefixReader    = 'c'
+	prefixHeldBy    = 'h'
+	prefixLockedBy  = 'k'
+	prefixLockQueue = 'l'
+	prefixEnded     = 'q'
 )
 
 // The marks: names under prefixMark, each an 8-byte number but markCluster.
@@ -40,6 +43,7 @@ const (
 	markFeedNext    = "feed-next"    // position of the next feed row
 	markInline      = "inline-bytes" // bytes in inline extents
 	markInodes      = "inodes"       // inodes in the namespace
+	markLocks       = "locks"        // locks that have rows
 	markMapVersion  = "map-version"  // index of the last change of the map
 	markNextIno     = "next-ino"     // counter part of the next inode
 	markNextPG      = "next-pg"      // next placement group

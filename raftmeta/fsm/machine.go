@@ -198,6 +198,7 @@ var carriers = [...]func(t *tx, op *cfs.Op, res *cfs.Result) cfs.Kind{
 	cfs.OpSetJob:        func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setJob(op.Job) },
 	cfs.OpSetConsumer:   func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setConsumer(op.Name, op.Index) },
 	cfs.OpDropConsumer:  func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.dropConsumer(op.Name) },
+	cfs.OpLock:          (*tx).setLock,
 }
 
 func (t *tx) op(op *cfs.Op, res *cfs.Result) cfs.Kind {

@@ -60,6 +60,8 @@ func Read(r Reader, q *cfs.Query) (*cfs.Answer, error) {
 		a.Consumers = t.consumers()
 	case cfs.QuerySessions:
 		t.sessions(q, a)
+	case cfs.QueryLock:
+		a.Kind = t.queryLock(q, a)
 	case cfs.QueryWindows:
 		m, err := ReadMap(r)
 		if err != nil {
@@ -375,7 +377,7 @@ func ReadUsage(r Reader) (Usage, error) {
 	u := Usage{InlineBytes: t.mark(markInline), RawBytes: t.mark(markRaw), Inodes: t.mark(markInodes), Sessions: t.mark(markSessions)}
 	u.InlineFull = u.InlineBytes > MaxInlineBytes/8*7
 	u.Reapable = t.journalTrims()
-	for _, p := range [...]byte{prefixQueue, prefixEnded} {
+	for _, p := range [...]byte{prefixQueue, prefixEnded, prefixLockQueue} {
 		t.scan([]byte{p}, []byte{p + 1}, func(_, _ []byte) bool {
 			u.Reapable = true
 			return false

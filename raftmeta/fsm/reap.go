@@ -6,8 +6,8 @@ import (
 	"github.com/claudefs/claudefs/cfs"
 )
 
-// What a command deletes is bounded; OpReap does the rest. There are two queues: of the
-// rows of inodes (Q) and of what sessions leave (q).
+// What a command deletes is bounded; OpReap does the rest. There are three queues: of the
+// rows of inodes (Q), of locks (l) and of what else sessions leave (q).
 const (
 	// maxReaped bounds the rows that a command deletes of what nobody can see any more.
 	maxReaped = cfs.MaxCommandExtents
@@ -39,6 +39,7 @@ func (t *tx) destroy(n *inode) {
 	t.del(inodeKey(n.Ino))
 	t.del(targetKey(n.Ino))
 	t.addMark(markInodes, ^uint64(0))
+	t.endLocks(locksOfInode, uint64(n.Ino))
 	if !t.dropXattrs(n.Ino, reapAtOnce) {
 		t.queueMap(n.Ino, xattrMap)
 	}
@@ -84,6 +85,7 @@ func (t *tx) dropRows(i cfs.Ino, m uint32, limit int) bool {
 // reap deletes a command's worth of what is queued for deletion.
 func (t *tx) reap() cfs.Kind {
 	t.reaped += t.trimJournal(t.reapable() / 2)
+	t.reapLocks()
 	maps, _ := t.take([]byte{prefixQueue}, []byte{prefixQueue + 1}, reapLooks)
 	for _, k := range maps {
 		if len(k) != 13 {
@@ -192,6 +194,7 @@ func (t *tx) expireSession(id cfs.SessionID) cfs.Kind {
 	}
 	t.del(sessionKey(id))
 	t.addMark(markSessions, ^uint64(0))
+	t.endLocks(locksOfSession, uint64(id))
 	if t.clearSession(id) {
 		t.del(endedKey(id))
 	} else {

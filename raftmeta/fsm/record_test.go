@@ -55,6 +55,7 @@ func forms() []form {
 			encodeChange(&changeRow{Change: cfs.Change{Kind: cfs.OpRename, Ino: 5, Dir: 1, Name: "old", NewDir: 2, NewName: "new", Other: 6, Value: []byte("v")}})}},
 		{"consumer", recoder(func(b []byte) (cfs.Consumer, bool) { return decodeReader(readerKey("x"), b) }, func(c cfs.Consumer) []byte { return encodeReader(&c) }),
 			[][]byte{encodeReader(&cfs.Consumer{Index: 7, Lost: true})}},
+		{"lock", recoder(decodeLocked, encodeLocked), [][]byte{encodeLocked(locked{end: wholeFile, typ: cfs.LockWrite, pid: 7})}},
 		{"usage", recoder(decodeUsage, encodeUsage), [][]byte{encodeUsage(usage{1, 24576})}},
 		{"group", recoder(decodePG, encodePG), [][]byte{encodePG(&cfs.PG{ID: 1, Geometry: cfs.Geo1p2, Epoch: 2, Writable: true,
 			Slots: []cfs.Slot{{Device: 1}, {Device: 2, Filling: true, Source: 9}, {Device: 3}}}), encodePG(&cfs.PG{})}},

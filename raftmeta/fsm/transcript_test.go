@@ -158,7 +158,7 @@ var opNames = map[string]cfs.OpKind{
 	"setattr": cfs.OpSetAttr, "setxattr": cfs.OpSetXattr, "rmxattr": cfs.OpRemoveXattr, "write": cfs.OpWrite, "swap": cfs.OpSwap,
 	"release": cfs.OpRelease, "reap": cfs.OpReap, "open-session": cfs.OpOpenSession, "expire": cfs.OpExpireSession,
 	"node": cfs.OpSetNode, "device": cfs.OpSetDevice, "groups": cfs.OpSetGroups, "feed-done": cfs.OpFeedDone,
-	"fill-done": cfs.OpFillDone, "drop": cfs.OpDropGroups, "job": cfs.OpSetJob,
+	"fill-done": cfs.OpFillDone, "drop": cfs.OpDropGroups, "job": cfs.OpSetJob, "lock": cfs.OpLock,
 }
 
 var setMasks = map[string]cfs.SetMask{
@@ -221,6 +221,8 @@ func (a args) op() cfs.Op {
 		}
 	case cfs.OpSetJob:
 		op.Job = a.job()
+	case cfs.OpLock:
+		op.Lock = a.lock()
 	}
 	if kind == cfs.OpFillDone || kind == cfs.OpDropGroups {
 		for _, pg := range strings.Split(a.kv["pg"], ",") {
@@ -521,6 +523,7 @@ var queryNames = map[string]cfs.QueryKind{
 	"lookup": cfs.QueryLookup, "getattr": cfs.QueryGetAttr, "readdir": cfs.QueryReadDir, "readlink": cfs.QueryReadlink, "getxattr": cfs.QueryGetXattr,
 	"listxattr": cfs.QueryListXattr, "extents": cfs.QueryExtents, "statfs": cfs.QueryStatfs, "map": cfs.QueryMap, "feed": cfs.QueryFeed, "unknown": 99,
 	"stripes": cfs.QueryStripes, "fates": cfs.QueryFates, "windows": cfs.QueryWindows, "held": cfs.QueryUsage,
+	"getlk": cfs.QueryLock,
 }
 
 func (s *script) query(a args) string {
@@ -550,6 +553,9 @@ func (s *script) query(a args) string {
 	}
 	q := &cfs.Query{Kind: queryNames[a.verb], Ino: cfs.Ino(a.num("ino")), Dir: cfs.Ino(a.num("dir")), Name: a.str("name"), Off: a.num("off"), End: a.num("end"),
 		Limit: uint32(a.num("limit")), WithAttrs: a.has("attrs"), PG: cfs.PGID(a.num("pg")), BeforeNS: int64(a.num("before"))}
+	if q.Kind == cfs.QueryLock {
+		q.Session, q.Lock = cfs.SessionID(a.num("session")), a.lock()
+	}
 	if a.has("beyond") {
 		sess, counter := a.pair2(a.kv["beyond"], ".")
 		q.Stripe = cfs.StripeID{Session: cfs.SessionID(sess), Counter: counter}
@@ -578,6 +584,8 @@ func (s *script) query(a args) string {
 		return fmt.Sprintf(" %q\n", ans.Value)
 	case cfs.QueryListXattr:
 		return fmt.Sprintf(" %q\n", ans.Names)
+	case cfs.QueryLock:
+		return " " + showLock(&ans.Lock) + "\n"
 	}
 	if ans.Attr.Ino != 0 && q.Kind != cfs.QueryExtents {
 		b.WriteString(" " + showAttr(&ans.Attr))
@@ -657,6 +665,14 @@ func describe(k, v []byte) string {
 	case prefixUsage:
 		u, _ := decodeUsage(v)
 		return fmt.Sprintf("U pg=%d %d stripes, %d bytes", u32of(k[1:]), u.stripes, u.raw)
+	case prefixLock:
+		i, l, _ := decodeLock(k, v)
+		return fmt.Sprintf("K inode %d %s", i, showLock(&l))
+	case prefixLockedBy:
+		i, l := lockOfListKey(k)
+		return fmt.Sprintf("k session %d inode %d kind %d owner %d from %d", l.Session, i, l.Kind, l.Owner, l.Start)
+	case prefixLockQueue:
+		return fmt.Sprintf("l locks of %s %d", [...]string{"?", "session", "inode"}[k[1]], u64of(k[2:]))
 	case prefixLink, prefixXattr:
 		return fmt.Sprintf("%s %d %s %q", s, u64of(k[1:]), k[9:], v[1:])
 	case prefixQueue:
