@@ -15,6 +15,7 @@
 //   - [BenchClean]: what the cleaner writes for each byte that is put
 //   - [BenchEC]: the arithmetic of stripes, on one goroutine over cold memory
 //   - [BenchFile]: files in a mounted cluster, beside fio on the disk below it
+//   - [BenchMeta]: the metadata service, three voters as processes, beside one log on the disk
 //   - [BenchFio]: the disk alone
 //
 // Each returns a [Report], which prints as a table, as JSON and in Go's benchmark
@@ -29,6 +30,12 @@
 // dead must have reconstructed something. What a shape asks of a server that does not
 // answer fails the bench.
 //
+// BenchMeta starts its servers itself: it counts their processor time and memory, and
+// kills the one that leads. Their fdatasyncs are counted by the kernel (synccount.go):
+// a voter that acknowledges without syncing its log fails the bench. Its large
+// namespace is made as the voters' state by the caller, as a snapshot would be
+// installed; lookups go over the wire without a client, whose caches would answer.
+//
 // # Numbers
 //
 // Latencies come from a [Histogram]: percentiles are at most 1/64 above the
@@ -41,5 +48,6 @@
 //
 // report.go (what comes out), drive.go (one round), rounds.go (turns), engines.go
 // and io.go, logrig.go and logbench.go, openbench.go, cleanbench.go, ecbench.go, file.go (with
-// filecluster.go, fileshapes.go, overwrite.go), then targets.go and gate.go.
+// filecluster.go, fileshapes.go, overwrite.go), meta.go (with voters.go, synccount.go,
+// metashapes.go, metabulk.go), then targets.go and gate.go.
 package perf

@@ -38,6 +38,7 @@ var benchTable = map[string]func() benchPlan{
 	"clean": func() benchPlan { return &CleanConfig{} },
 	"ec":    func() benchPlan { return &ECConfig{} },
 	"file":  func() benchPlan { return &FileConfig{} },
+	"meta":  func() benchPlan { return &MetaConfig{} },
 }
 
 func benchNames() []string { return slices.Sorted(maps.Keys(benchTable)) }
@@ -110,6 +111,15 @@ func (c *FileConfig) run(ctx context.Context, g *gateRun, _ *TargetFile, times i
 	return BenchFile(ctx, cfg)
 }
 
+func (c *MetaConfig) valid(int64) error { return c.check() }
+
+func (c *MetaConfig) run(ctx context.Context, g *gateRun, _ *TargetFile, times int) (*Report, error) {
+	cfg := *c
+	cfg.Rounds, cfg.Progress = c.Rounds*times, g.progress
+	cfg.Cfs, cfg.Dir, cfg.Load = g.cfg.Cfs, g.dir, g.cfg.Load
+	return BenchMeta(ctx, cfg)
+}
+
 // GateConfig says what a gate runs.
 type GateConfig struct {
 	Name  string // of the profile, for the report
@@ -120,7 +130,9 @@ type GateConfig struct {
 	// Cfs is FileConfig's.
 	Cfs string
 	// Kill is OpenConfig's.
-	Kill     func(ctx context.Context, cfg FillConfig) error
+	Kill func(ctx context.Context, cfg FillConfig) error
+	// Load is MetaConfig's.
+	Load     func(ctx context.Context, b BulkNamespace) error
 	Progress Progress
 }
 

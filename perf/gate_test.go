@@ -38,7 +38,7 @@ func TestBuiltInTargets(t *testing.T) {
 			names[target.Name] = true
 		}
 	}
-	for _, want := range []string{"randread-4k-depth32-iops", "randread-4k-depth128-cpu", "log-put-256k-depth8", "log-open-killed", "log-clean-hot", "ec-encode-cpu", "file-write", "file-slow-share"} {
+	for _, want := range []string{"randread-4k-depth32-iops", "randread-4k-depth128-cpu", "log-put-256k-depth8", "log-open-killed", "log-clean-hot", "ec-encode-cpu", "file-write", "file-slow-share", "meta-create1", "meta-failover"} {
 		if !names[want] {
 			t.Errorf("no target %s", want)
 		}

@@ -45,6 +45,14 @@ const (
 	LiveBytes     Metric = "live_per_byte"     // of live records on devices, for each byte of the file
 	SettleSeconds Metric = "settle_s"          // until the devices' figures came to rest
 	MovedRate     Metric = "moved_per_second"  // bytes read and written on devices by a rebuild, each second
+
+	ServerCPU    Metric = "server_cpu_us_per_op" // user and system time of all servers, microseconds
+	LeaderSyncs  Metric = "leader_syncs_per_op"  // fdatasyncs of the leader for each operation, counted by the kernel
+	LeastSyncs   Metric = "least_syncs_per_op"   // those of the voter that has made the fewest
+	GapSeconds   Metric = "gap_s"                // the longest time without an answer
+	StartSeconds Metric = "start_s"              // from the start of the servers to the first answer
+	ServerMemory Metric = "server_bytes"         // the most resident memory that a server has had
+	ClientMemory Metric = "client_heap_bytes"    // the most that the client's heap has grown
 )
 
 // metricInfo says how a metric is shown.
@@ -87,6 +95,13 @@ var metricTable = []metricInfo{
 	{LiveBytes, "live/byte", "%.2f", 1, "live/B", 1, "lower"},
 	{SettleSeconds, "settle s", "%.1f", 1, "settle-ns", 1e9, "lower"},
 	{MovedRate, "moved MB/s", "%.1f", 1e-6, "moved-MB/s", 1e-6, "higher"},
+	{ServerCPU, "servers' CPU us/op", "%.1f", 1, "server-cpu-ns/op", 1e3, "lower"},
+	{LeaderSyncs, "leader's syncs/op", "%.3f", 1, "leader-syncs/op", 1, "lower"},
+	{LeastSyncs, "least voter's syncs/op", "%.3f", 1, "", 0, ""},
+	{GapSeconds, "gap s", "%.3f", 1, "gap-ns", 1e9, "lower"},
+	{StartSeconds, "start s", "%.3f", 1, "start-ns", 1e9, "lower"},
+	{ServerMemory, "server MB", "%.1f", 1e-6, "server-MB", 1e-6, "lower"},
+	{ClientMemory, "client heap MB", "%.1f", 1e-6, "client-heap-MB", 1e-6, "lower"},
 }
 
 func infoOf(m Metric) *metricInfo {

@@ -49,8 +49,8 @@ type Target struct {
 //	    "op": ">=", "value": 1, "kind": "hard"}]
 //	}
 //
-// The parameters are the fields of IOConfig, LogConfig, OpenConfig, CleanConfig, ECConfig
-// or FileConfig.
+// The parameters are the fields of IOConfig, LogConfig, OpenConfig, CleanConfig, ECConfig,
+// FileConfig or MetaConfig.
 type TargetFile struct {
 	Path    string          `json:"-"` // of the file, for errors and reports
 	Bench   string          `json:"bench"`

@@ -30,6 +30,7 @@
 //	check.go     a replica's tables compared with each other, on request
 //	serve.go     requests from the wire
 //	open.go      start: recovery and its checks
+//	bulk.go      a large namespace made as the voters' state, to be measured
 //
 // # Who waits for whom
 //

@@ -48,7 +48,7 @@ func (f *benchFlags) disk() perf.DiskConfig {
 
 func benchCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "bench", Short: "measure one mechanism"}
-	cmd.AddCommand(benchIOCommand(), benchLogCommand(), benchOpenCommand(), benchCleanCommand(), benchECCommand(), benchFileCommand())
+	cmd.AddCommand(benchIOCommand(), benchLogCommand(), benchOpenCommand(), benchCleanCommand(), benchECCommand(), benchFileCommand(), benchMetaCommand())
 	return cmd
 }
 

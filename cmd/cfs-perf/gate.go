@@ -83,7 +83,7 @@ func (f *gateFlags) run(cmd *cobra.Command, _ []string) error {
 		return err
 	}
 	progress, clear := progressOn(cmd.ErrOrStderr())
-	rep, err := perf.RunGate(cmd.Context(), perf.GateConfig{Name: name, Files: files, Dir: f.dir, Cfs: f.cfs, Kill: fillAndDie, Progress: progress})
+	rep, err := perf.RunGate(cmd.Context(), perf.GateConfig{Name: name, Files: files, Dir: f.dir, Cfs: f.cfs, Kill: fillAndDie, Load: loadBulk, Progress: progress})
 	clear()
 	if err != nil {
 		return err

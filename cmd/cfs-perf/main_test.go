@@ -82,7 +82,7 @@ func TestUsage(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "data")
 	for _, c := range []struct{ args, want string }{
 		{"", "missing command: one of bench, fio, gate"},
-		{"bench", "missing command: one of clean, ec, file, io, log, open"},
+		{"bench", "missing command: one of clean, ec, file, io, log, meta, open"},
 		{"bench io", `required flag(s) "device" not set`},
 		{"bench io --device PATH --engine libaio", "--engine: \"libaio\" is none of native"},
 		{"bench io --device PATH --bs 5", "--bs: 5 bytes"},

@@ -31,7 +31,8 @@ func (t *tx) sessions(q *cfs.Query, a *cfs.Answer) {
 		s := &a.Sessions[i]
 		s.Replies = t.count(replyKey(s.ID, 0), replyKey(s.ID+1, 0))
 		s.Holds = t.count(heldByKey(s.ID, 0), heldByKey(s.ID+1, 0))
-		if rows += s.Replies + s.Holds; rows > maxSessionRows && i+1 < len(a.Sessions) {
+		s.Locks = t.count(key1(prefixLockedBy, uint64(s.ID)), key1(prefixLockedBy, uint64(s.ID)+1))
+		if rows += s.Replies + s.Holds + s.Locks; rows > maxSessionRows && i+1 < len(a.Sessions) {
 			a.Sessions, a.More = a.Sessions[:i+1], true
 			return
 		}

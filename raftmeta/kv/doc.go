@@ -3,7 +3,8 @@
 // applied index in the same batch as the state, so after a crash the store is
 // as it was at some applied index, and the Raft log goes on from there. Flush
 // makes all that is committed durable; the Raft log may be truncated only below
-// the applied index that a Flush covered.
+// the applied index that a Flush covered. Pebble gets what batches have committed
+// later, several batches at a time (recent.go); who looks does not notice.
 //
 // OpenPebble is the store that servers use; NewMem is one for tests. Both pass
 // the same conformance suite (kv_test.go).

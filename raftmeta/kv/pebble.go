@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -23,9 +24,11 @@ const (
 	// in vain there, and in 32 MiB that was a third of applying a create.
 	memtableBytes = 8 << 20
 	maxOpenFiles  = 512
-	// warmBytes bounds the keys that batches keep at hand, warmOverhead is what each costs besides its bytes.
-	warmBytes    = 8 << 20
-	warmOverhead = 64
+	// recentBytes bounds the keys that batches keep at hand, recentOverhead is what each costs besides its bytes.
+	recentBytes    = 8 << 20
+	recentOverhead = 64
+	// pendingBytes bounds what of it Pebble has not got yet, but for the last batch.
+	pendingBytes = 128 << 10
 	bloomBits    = 10
 )
 
@@ -36,9 +39,11 @@ type Options struct {
 }
 
 type pebbleStore struct {
-	db   *pebble.DB
-	dir  string
-	warm warm
+	db  *pebble.DB
+	dir string
+
+	mu     sync.Mutex
+	recent recent
 }
 
 // OpenPebble opens the store in dir, or makes an empty one there. What is
@@ -88,14 +93,20 @@ func wrap(op, dir string, err error) error {
 }
 
 func (s *pebbleStore) NewBatch() Batch {
-	return &pebbleBatch{s: s, b: s.db.NewIndexedBatch(), own: map[string][]byte{}, getter: getter{dir: s.dir}}
+	return &pebbleBatch{s: s, own: map[string][]byte{}, getter: getter{dir: s.dir}}
 }
 
 func (s *pebbleStore) View() View {
-	return &pebbleView{s: s.db.NewSnapshot(), getter: getter{dir: s.dir}}
+	err := s.current() // a view that is not of the present answers nothing
+	return &pebbleView{s: s.db.NewSnapshot(), err: err, getter: getter{dir: s.dir}}
 }
 
-func (s *pebbleStore) Flush() error { return wrap("flush state", s.dir, s.db.Flush()) }
+func (s *pebbleStore) Flush() error {
+	if err := s.current(); err != nil {
+		return err
+	}
+	return wrap("flush state", s.dir, s.db.Flush())
+}
 
 func (s *pebbleStore) Checkpoint(dir string) error {
 	if err := s.Flush(); err != nil {
@@ -111,7 +122,9 @@ func (s *pebbleStore) Checkpoint(dir string) error {
 	return wrap("checkpoint to", dir, errors.Join(unix.Fsync(int(parent.Fd())), parent.Close()))
 }
 
-func (s *pebbleStore) Close() error { return wrap("close state", s.dir, s.db.Close()) }
+func (s *pebbleStore) Close() error {
+	return errors.Join(s.current(), wrap("close state", s.dir, s.db.Close()))
+}
 
 // source is what batches and snapshots of Pebble have in common.
 type source interface {
@@ -162,27 +175,34 @@ func (g *getter) take(v []byte, closer interface{ Close() error }, err error) ([
 }
 
 type pebbleView struct {
-	s *pebble.Snapshot
+	s   *pebble.Snapshot
+	err error // why it is not of the present
 	getter
 }
 
 func (v *pebbleView) Get(key []byte) ([]byte, bool, error) {
+	if v.err != nil {
+		return nil, false, v.err
+	}
 	val, closer, err := v.s.Get(key)
 	return v.take(val, closer, err)
 }
 
 func (v *pebbleView) Scan(lo, hi []byte, fn func(k, v []byte) (bool, error)) error {
+	if v.err != nil {
+		return v.err
+	}
 	return v.scan(v.s, lo, hi, fn)
 }
 
 func (v *pebbleView) Close() error { return v.s.Close() }
 
-// pebbleBatch keeps its writes twice: in a map for reading single keys and in an
-// indexed batch of Pebble for scanning and for the commit.
+// pebbleBatch gathers its writes in a map. A scan needs an indexed batch of Pebble, which
+// is made then.
 type pebbleBatch struct {
-	s   *pebbleStore
-	b   *pebble.Batch
-	own map[string][]byte // nil value: deleted
+	s     *pebbleStore
+	own   map[string][]byte // nil value: deleted
+	index *pebble.Batch     // all of own, once there was a scan
 	getter
 }
 
@@ -190,61 +210,63 @@ func (b *pebbleBatch) Get(key []byte) ([]byte, bool, error) {
 	if v, ok := b.own[string(key)]; ok {
 		return v, v != nil, nil
 	}
-	if v, ok := b.s.warm.m[string(key)]; ok {
+	if v, ok := b.s.lately(key); ok {
 		return v, v != nil, nil
 	}
 	val, closer, err := b.s.db.Get(key)
 	v, ok, err := b.take(val, closer, err)
 	if err == nil {
-		b.s.warm.put(string(key), clone(v, ok))
+		b.s.met(string(key), clone(v, ok))
 	}
 	return v, ok, err
 }
 
 func (b *pebbleBatch) Scan(lo, hi []byte, fn func(k, v []byte) (bool, error)) error {
-	return b.scan(b.b, lo, hi, fn)
+	if b.index == nil {
+		if err := b.s.current(); err != nil {
+			return err
+		}
+		b.index = b.s.db.NewIndexedBatch()
+		for k, v := range b.own {
+			if err := write(b.index, []byte(k), v); err != nil {
+				return wrap("write state", b.dir, err)
+			}
+		}
+	}
+	return b.scan(b.index, lo, hi, fn)
 }
 
-func (b *pebbleBatch) Set(key, val []byte) error {
-	b.own[string(key)] = clone(val, true)
-	return wrap("write state", b.dir, b.b.Set(key, val, pebble.NoSync))
+func (b *pebbleBatch) put(key, val []byte) error {
+	b.own[string(key)] = val
+	if b.index == nil {
+		return nil
+	}
+	return wrap("write state", b.dir, write(b.index, key, val))
 }
 
-func (b *pebbleBatch) Delete(key []byte) error {
-	b.own[string(key)] = nil
-	return wrap("write state", b.dir, b.b.Delete(key, pebble.NoSync))
-}
+func (b *pebbleBatch) Set(key, val []byte) error { return b.put(key, clone(val, true)) }
+
+func (b *pebbleBatch) Delete(key []byte) error { return b.put(key, nil) }
 
 func (b *pebbleBatch) Commit() error {
-	if err := b.b.Commit(pebble.NoSync); err != nil {
-		b.s.warm = warm{} // what the store has now nobody knows
-		return wrap("commit state", b.dir, err)
-	}
+	b.s.mu.Lock()
+	defer b.s.mu.Unlock()
+	r := &b.s.recent
 	for k, v := range b.own {
-		b.s.warm.put(k, v)
+		r.put(k, v, true)
 	}
 	clear(b.own)
-	return nil
-}
-
-func (b *pebbleBatch) Close() error { return wrap("close batch", b.dir, b.b.Close()) }
-
-// warm is what batches read and wrote last. Entries of the Raft log come back to
-// the same few keys (counters, the session, the directory), and a look here is
-// an order of magnitude cheaper than one into the store. It belongs to the batch
-// that is open: a store has one at a time.
-type warm struct {
-	m     map[string][]byte // nil value: not in the store
-	bytes int
-}
-
-// put remembers a value. A full cache starts anew: the keys in use are back soon.
-func (w *warm) put(key string, val []byte) {
-	if w.m == nil || w.bytes > warmBytes {
-		w.m, w.bytes = map[string][]byte{}, 0
+	if r.pendingBytes < pendingBytes && r.bytes <= recentBytes {
+		return nil
 	}
-	w.m[key] = val
-	w.bytes += len(key) + len(val) + warmOverhead
+	return b.s.settle()
+}
+
+func (b *pebbleBatch) Close() error {
+	if b.index == nil {
+		return nil
+	}
+	return wrap("close batch", b.dir, b.index.Close())
 }
 
 // clone is a copy of a value that is not nil, or nil for none.

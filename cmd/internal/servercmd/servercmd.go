@@ -100,6 +100,7 @@ func (f *flags) run(cmd *cobra.Command) error {
 	f.cfg.ScrubBytesPerSecond = int64(f.scrub)
 	f.cfg.RestripeBytesPerSecond = int64(f.restripe)
 	f.cfg.NodeID, f.cfg.Logger = cfs.NodeID(f.nodeID), log.With("node", f.nodeID)
+	tuneCollector()
 	srv, err := node.Start(cmd.Context(), f.cfg)
 	if err != nil {
 		return err
