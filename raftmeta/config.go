@@ -45,8 +45,31 @@ const (
 	keepShare = 4
 )
 
+// Bounds of leases and recalls; lease.Config says what they bound.
+const (
+	maxSessionLeases = 64 << 10
+	maxLeases        = 1 << 20 // about 250 MiB of the leader's memory
+	maxSessionOpens  = 64 << 10
+	// maxKnownOwners bounds the inodes whose owner is known without a look at the state.
+	maxKnownOwners = 64 << 10
+	// maxRecallWaits bounds the commands and queries of a session that wait for recalls: its
+	// connection keeps room for what the others wait for.
+	maxRecallWaits = 128
+	// maxAllRecallWaits bounds those of all sessions.
+	maxAllRecallWaits = 16384
+	// maxWatchRecalls bounds the recalls of one answer to a watch.
+	maxWatchRecalls = 1024
+	// recallAgain is when a recall that is not answered is delivered again.
+	recallAgain = 300 * time.Millisecond
+	// watchTime is how long a watch waits for a recall.
+	watchTime = time.Second
+	// askAgain is how long an owner that has answered, and still owns the inode, is left alone.
+	askAgain = 20 * time.Millisecond
+)
+
 // Times of the leader's duties.
 const (
+	defaultLeaseTime      = 1500 * time.Millisecond
 	defaultSessionTimeout = 10 * time.Second
 	defaultNodeTimeout    = 1500 * time.Millisecond
 	defaultOutAfter       = 10 * time.Minute
@@ -78,6 +101,7 @@ type Config struct {
 	Clock   Clock    // nil: the system's
 
 	TickInterval   time.Duration        // 0: 50 ms; an election takes 10 to 20
+	LeaseTime      time.Duration        // 0: 1.5 s after a session's heartbeat its read leases lapse
 	SessionTimeout time.Duration        // 0: 10 s without a heartbeat ends a session
 	NodeTimeout    time.Duration        // 0: 1.5 s without a heartbeat and a node is down, after half of it suspect
 	OutAfter       time.Duration        // 0: 10 min down and a device is out: what it had is computed anew elsewhere
@@ -112,6 +136,7 @@ func (c *Config) complete() error {
 		c.Clock = systemClock{}
 	}
 	setDefault(&c.TickInterval, defaultTick)
+	setDefault(&c.LeaseTime, defaultLeaseTime)
 	setDefault(&c.SessionTimeout, defaultSessionTimeout)
 	setDefault(&c.NodeTimeout, defaultNodeTimeout)
 	setDefault(&c.OutAfter, defaultOutAfter)

@@ -18,6 +18,9 @@
 //	entry.go     an entry's bytes
 //	propose.go   commands: admission, waiting, answering
 //	read.go      queries: batched ReadIndex, then a view of the store
+//	leases.go    commands wait for other sessions' leases (package lease), behind.go says of what
+//	grant.go     queries get leases, and ask those who own what they see
+//	recall.go    recalls on their way to sessions, and their answers
 //	peer.go      messages to and from the other voters
 //	snapshot.go  the whole state to a voter that the log no longer helps
 //	current.go   which state directory is the valid one, across crashes
@@ -44,7 +47,7 @@
 // hold their lock while they propose. Only the duties' goroutine proposes changes of
 // nodes, devices and jobs, an administrator's too: what it has read of them when it
 // proposes is still so. Lock order: lockWaits.turn, then a view of the state, then lockWaits.mu; the loop
-// takes duties.mu and lockWaits.mu alone, for moments, and nothing under them.
+// takes duties.mu, leases.mu and lockWaits.mu alone, for moments, and nothing under them.
 //
 // # Failure
 //

@@ -37,6 +37,7 @@ type duties struct {
 	cancel     context.CancelFunc
 	waits      *lockWaits
 	inlineFull atomic.Bool
+	leases     *leases
 
 	mu       sync.Mutex
 	hearing  time.Time                   // since when without a break: silence before it is ours (monotonic, as all times here)
@@ -75,6 +76,7 @@ func (l *loop) beginDuties() error {
 		for _, s := range open {
 			d.sessions[s.ID] = d.hearing
 		}
+		d.leases = newLeases(n, l.hard.GetTerm(), open, d.ended)
 		return err
 	})
 	if err != nil {
@@ -82,7 +84,7 @@ func (l *loop) beginDuties() error {
 		return err
 	}
 	n.duties.Store(d)
-	work := []func(context.Context) error{d.expireSessions, d.updateNodes, d.retire, d.workJobs, d.planGroups, d.dropGroups, d.reap}
+	work := []func(context.Context) error{d.expireSessions, d.updateNodes, d.retire, d.workJobs, d.planGroups, d.dropGroups, d.reap, d.measureLeases}
 	n.background.Go(func() { d.run(ctx, work) })
 	return nil
 }
@@ -179,6 +181,9 @@ func (d *duties) hearSession(id cfs.SessionID) bool {
 
 // noteSessions follows sessions that were opened or ended.
 func (d *duties) noteSessions(changes []sessionChange) {
+	if len(changes) > 0 {
+		d.leases.note(changes)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, c := range changes {

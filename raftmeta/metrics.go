@@ -31,6 +31,11 @@ type Metrics struct {
 	queue, repl   prometheus.Observer
 	sync, apply   prometheus.Observer
 	journal       *journalMetrics
+	leases        prometheus.Gauge       // read leases that sessions have
+	recalls       *prometheus.CounterVec // by kind
+	lapses        prometheus.Counter
+	refused       prometheus.Counter   // grants
+	recallWait    prometheus.Histogram // of commands and queries
 }
 
 // NewMetrics makes the series and registers them; a nil reg keeps them unregistered.
@@ -60,12 +65,19 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		isLeader:    gauge("is_leader", "1 on the leader."),
 		applied:     gauge("applied_index", "Index of the last entry in the state."),
 		journal:     newJournalMetrics(),
+		leases:      gauge("leases", "Read leases that sessions have of this leader."),
+		recalls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "claudefs_raft_recalls_total", Help: "Leases recalled, by kind: attr, name, list, open, report, exclusive."}, []string{"kind"}),
+		lapses:  counter("lease_lapses_total", "Times that a session's leases lapsed while somebody waited for them."),
+		refused: counter("lease_grants_refused_total", "Answers without a lease that was asked for."),
+		recallWait: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "claudefs_raft_recall_wait_seconds", Help: "Waits of commands and queries for recalls, of those that waited.", Buckets: buckets}),
 	}
 	m.queue, m.repl = m.stageSeconds.WithLabelValues("queue"), m.stageSeconds.WithLabelValues("replicate")
 	m.sync, m.apply = m.stageSeconds.WithLabelValues("sync"), m.stageSeconds.WithLabelValues("apply")
 	if reg != nil {
 		reg.MustRegister(m.proposals, m.reads, m.readRounds, m.commitSeconds, m.stageSeconds, m.syncs, m.dropped,
-			m.snapshots, m.compactions, m.term, m.isLeader, m.applied, m.journal)
+			m.snapshots, m.compactions, m.term, m.isLeader, m.applied, m.journal, m.leases, m.recalls, m.lapses, m.refused, m.recallWait)
 	}
 	return m
 }

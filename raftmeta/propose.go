@@ -3,6 +3,7 @@ package raftmeta
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -21,6 +22,7 @@ type proposal struct {
 	data     []byte
 	arrived  time.Time
 	proposed time.Time
+	change   *change      // nil for the leader's own
 	done     chan outcome // room for one
 }
 
@@ -29,7 +31,11 @@ type outcome struct {
 	err   error
 }
 
-func (p *proposal) answer(n *Node, r *cfs.Reply) {
+// answer tells the waiter what became of the command of the log entry at index.
+func (p *proposal) answer(n *Node, r *cfs.Reply, index uint64) {
+	if p.change != nil {
+		p.change.end(r, index)
+	}
 	result := "ok"
 	if r.Kind != cfs.KindOK {
 		result = "refused"
@@ -41,6 +47,9 @@ func (p *proposal) answer(n *Node, r *cfs.Reply) {
 }
 
 func (p *proposal) fail(n *Node, err error) {
+	if p.change != nil {
+		p.change.end(nil, 0)
+	}
 	n.metrics.proposals.WithLabelValues("failed").Inc()
 	n.waiting.Add(-1)
 	p.done <- outcome{err: err}
@@ -73,11 +82,15 @@ func checkCommand(c *cfs.Command, from *wire.Peer) error {
 		if c.Ops[i].Kind.OfLeader() {
 			return cfs.Errorf("command", cfs.BadRequest, "operation %d is the leader's own", c.Ops[i].Kind)
 		}
+		if len(c.Ops[i].Holds) > 0 {
+			return cfs.Errorf("command", cfs.BadRequest, "operation %d holds inodes for other sessions", i)
+		}
 	}
 	return nil
 }
 
-// command proposes c, whose encoding is body, and waits for its reply.
+// command proposes c, whose encoding is body, once nobody else answers from memory what
+// it changes, and waits for its reply.
 func (n *Node) command(ctx context.Context, c *cfs.Command, body []byte) (*cfs.Reply, error) {
 	arrived := time.Now()
 	if len(body) > maxEntryBytes {
@@ -86,17 +99,33 @@ func (n *Node) command(ctx context.Context, c *cfs.Command, body []byte) (*cfs.R
 	if !n.lead.Load().mine {
 		return nil, n.notLeader("command")
 	}
+	if c.Session == 0 {
+		return n.propose(ctx, &proposal{cmd: c, arrived: arrived}, body)
+	}
+	d := n.duties.Load()
+	if d == nil {
+		return nil, n.notLeader("command")
+	}
+	ch, body, err := d.leases.begin(ctx, c, body)
+	if err != nil {
+		return nil, err
+	}
+	return n.propose(ctx, &proposal{cmd: c, arrived: arrived, change: ch}, body)
+}
+
+// propose hands p, whose command's encoding is body, to the loop, which ends its change.
+func (n *Node) propose(ctx context.Context, p *proposal, body []byte) (*cfs.Reply, error) {
+	p.token, p.done = n.tokens.Add(1), make(chan outcome, 1)
 	if n.waiting.Add(1) > int64(n.cfg.MaxProposals) {
-		n.waiting.Add(-1)
+		p.drop(n)
 		n.metrics.proposals.WithLabelValues("overloaded").Inc()
 		return nil, cfs.Errorf("command", cfs.Overloaded, "%d commands are waiting", n.cfg.MaxProposals)
 	}
-	p := &proposal{token: n.tokens.Add(1), cmd: c, arrived: arrived, done: make(chan outcome, 1)}
 	p.data = encodeEntry(entry{node: n.cfg.NodeID, token: p.token, stampNS: n.cfg.Clock.Now().UnixNano(), body: body})
 	select {
 	case n.loop.proposals <- p:
 	case <-n.done:
-		n.waiting.Add(-1)
+		p.drop(n)
 		return nil, n.unavailable("command")
 	}
 	select {
@@ -111,6 +140,14 @@ func (n *Node) command(ctx context.Context, c *cfs.Command, body []byte) (*cfs.R
 		default:
 			return nil, n.unavailable("command")
 		}
+	}
+}
+
+// drop takes back a proposal that the loop has not got.
+func (p *proposal) drop(n *Node) {
+	n.waiting.Add(-1)
+	if p.change != nil {
+		p.change.end(nil, 0)
 	}
 }
 
@@ -133,6 +170,7 @@ func contextKind(ctx context.Context) cfs.Kind {
 
 // propose gives Raft what was gathered, as few messages of bounded size.
 func (l *loop) propose() {
+	l.gathered = slices.DeleteFunc(l.gathered, l.outdated)
 	for len(l.gathered) > 0 {
 		batch, bytes := 0, 0
 		for batch < len(l.gathered) && (batch == 0 || bytes+len(l.gathered[batch].data) <= maxMsgBytes) {
@@ -143,6 +181,19 @@ func (l *loop) propose() {
 		l.gathered = l.gathered[batch:]
 	}
 	l.gathered = nil
+}
+
+// outdated refuses a command that got leave under a leadership that has passed: who has leases
+// now was not asked.
+func (l *loop) outdated(p *proposal) bool {
+	if p.change == nil {
+		return false
+	}
+	if d := l.n.duties.Load(); d != nil && d.leases == p.change.l {
+		return false
+	}
+	p.fail(l.n, l.n.notLeader("command"))
+	return true
 }
 
 func (l *loop) proposeBatch(ps []*proposal) {

@@ -113,19 +113,35 @@ func (n *Node) query(ctx context.Context, q *cfs.Query) (*cfs.Answer, error) {
 		return nil, err
 	}
 	n.metrics.reads.Inc()
+	d := n.duties.Load()
 	var a *cfs.Answer
-	err := n.state.view(func(v kv.View) (err error) {
-		a, err = fsm.Read(v, q)
-		return err
-	})
+	var err error
+	switch q.Kind {
+	case cfs.QueryLookup, cfs.QueryGetAttr, cfs.QueryReadDir, cfs.QueryReadlink, cfs.QueryGetXattr, cfs.QueryListXattr, cfs.QueryExtents:
+		if d == nil { // it led when it was confirmed
+			return nil, n.notLeader("query")
+		}
+		a, err = d.leases.namespace(ctx, q)
+	default:
+		a, err = n.look(q)
+	}
 	if errors.Is(err, cfs.Closed) { // the node has ended since it was confirmed
 		return nil, n.unavailable("query")
 	}
 	if err != nil {
 		return nil, cfs.E("query", cfs.KindOf(err), err)
 	}
-	if d := n.duties.Load(); d != nil && a.Map != nil {
+	if d != nil && a.Map != nil {
 		a.Map = d.withReported(a.Map)
 	}
 	return a, nil
+}
+
+// look answers q from the present state.
+func (n *Node) look(q *cfs.Query) (a *cfs.Answer, err error) {
+	err = n.state.view(func(v kv.View) error {
+		a, err = fsm.Read(v, q)
+		return err
+	})
+	return a, err
 }

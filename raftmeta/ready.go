@@ -88,6 +88,7 @@ func (l *loop) saveHardState(sync bool) error {
 type answer struct {
 	p     *proposal
 	reply *cfs.Reply
+	index uint64
 }
 
 // apply carries out committed entries as one batch of the state, then answers.
@@ -117,7 +118,7 @@ func (l *loop) apply(entries []*pb.Entry) error {
 	}
 	l.n.bell.ring()
 	for _, a := range l.answers {
-		a.p.answer(l.n, a.reply)
+		a.p.answer(l.n, a.reply, a.index)
 	}
 	clear(l.answers)
 	l.round.release(l.applied)
@@ -179,7 +180,7 @@ func (l *loop) applyTo(b kv.Batch, entries []*pb.Entry, now time.Time, eff *effe
 		}
 		eff.note(cmd, reply)
 		if p != nil {
-			l.answers = append(l.answers, answer{p, reply})
+			l.answers = append(l.answers, answer{p, reply, i})
 		}
 	}
 	return nil

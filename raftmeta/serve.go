@@ -14,7 +14,7 @@ var (
 	_ wire.Receiver = (*Node)(nil)
 )
 
-// Serve answers the metadata requests of the wire: OpCommand, OpQuery, OpHeartbeat, OpWaitLock,
+// Serve answers the metadata requests of the wire: OpCommand, OpQuery, OpHeartbeat, OpWatch, OpWaitLock,
 // OpStatus, OpTop, OpCheckState, OpSnapshot, and of OpAdmin the leader's verbs; OpRaft comes one-way, to Receive.
 // What only the leader can answer is cfs.NotLeader elsewhere, with the leader's address in it.
 func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error) {
@@ -34,6 +34,8 @@ func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error
 		return n.serveTop(ctx, r)
 	case wire.OpWaitLock:
 		return n.serveWaitLock(ctx, r)
+	case wire.OpWatch:
+		return n.serveWatch(ctx, r)
 	case wire.OpStatus:
 		return wire.Response{Body: n.Status()}, nil
 	case wire.OpSnapshot:
@@ -89,10 +91,11 @@ func (n *Node) serveQuery(ctx context.Context, r *wire.Request) (wire.Response, 
 	return wire.Response{Body: wire.AnswerToPB(a)}, nil
 }
 
-// serveHeartbeat keeps a session or a node alive. It is final to say that a
-// session is unknown, so a leader does it only after making sure that it still
-// leads: another may have opened the session meanwhile.
+// serveHeartbeat keeps a session or a node alive. It is final to say that a session is
+// unknown, and leases go on by what is said here, so a leader makes sure first that it still
+// leads: another may have opened the session meanwhile, or change what is leased.
 func (n *Node) serveHeartbeat(ctx context.Context, r *wire.Request) (wire.Response, error) {
+	arrived := time.Now()
 	var m wirepb.Heartbeat
 	if err := r.Decode(&m); err != nil {
 		return wire.Response{}, err
@@ -101,13 +104,17 @@ func (n *Node) serveHeartbeat(ctx context.Context, r *wire.Request) (wire.Respon
 	if d == nil {
 		return wire.Response{}, n.notLeader("heartbeat")
 	}
-	if id := cfs.SessionID(m.Session); id != 0 && !d.hearSession(id) {
+	reply := &wirepb.HeartbeatReply{}
+	if id := cfs.SessionID(m.Session); id != 0 {
+		heard := d.hearSession(id)
 		if err := n.confirm(ctx, "heartbeat"); err != nil {
 			return wire.Response{}, err
 		}
-		if !d.hearSession(id) {
+		epoch, known := d.leases.beat(id, m.Epoch, m.Opens, arrived)
+		if !known || !heard && !d.hearSession(id) {
 			return wire.Response{}, cfs.Errorf("heartbeat", cfs.NoSession, "session %d", id)
 		}
+		reply.Epoch, reply.LeaseMs = epoch, uint32(n.cfg.LeaseTime.Milliseconds())
 	}
 	if m.Node != nil {
 		beat, err := decodeBeat(&m, r.Peer)
@@ -118,5 +125,6 @@ func (n *Node) serveHeartbeat(ctx context.Context, r *wire.Request) (wire.Respon
 			return wire.Response{}, err
 		}
 	}
-	return wire.Response{Body: &wirepb.HeartbeatReply{MapVersion: n.Map().Version, InlineFull: d.inlineFull.Load()}}, nil
+	reply.MapVersion, reply.InlineFull = n.Map().Version, d.inlineFull.Load()
+	return wire.Response{Body: reply}, nil
 }

@@ -34,6 +34,7 @@ var importTable = []row{
 	{"raftmeta", []string{"raftmeta/...", "wire", "wire/wirepb", "internal/planted", "internal/top", "cfs"}, "services never import each other: node joins them"},
 	{"raftmeta/kv", []string{"raftmeta/fsm", "cfs"}, "a KV implements what the machine asks for"},
 	{"raftmeta/wal", []string{"cfs"}, "the log carries bytes and knows no commands"},
+	{"raftmeta/lease", []string{"cfs"}, "the table is pure: a transcript says all that it does"},
 	{"raftmeta/fsm", []string{"cfs"}, "the machine is pure: every replica and every replay computes the same state"},
 
 	{"wire", []string{"wire/wirepb", "cfs"}, "a mechanism: frames and connections, not what they are for"},

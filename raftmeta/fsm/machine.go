@@ -195,6 +195,7 @@ var carriers = [...]func(t *tx, op *cfs.Op, res *cfs.Result) cfs.Kind{
 	cfs.OpFeedDone:      func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.feedDone(op.Device.ID, op.Device.FeedPos) },
 	cfs.OpFillDone:      func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.fillDone(op) },
 	cfs.OpDropGroups:    func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.dropGroups(op.Groups) },
+	cfs.OpSurrender:     (*tx).surrender,
 	cfs.OpSetJob:        func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setJob(op.Job) },
 	cfs.OpSetConsumer:   func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setConsumer(op.Name, op.Index) },
 	cfs.OpDropConsumer:  func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.dropConsumer(op.Name) },
@@ -209,6 +210,9 @@ func (t *tx) op(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	}
 	if op.Kind.OfLeader() != (t.sess == 0) {
 		return cfs.Permission
+	}
+	if k := t.fenced(op); k != cfs.KindOK {
+		return k
 	}
 	return carriers[op.Kind](t, op, res)
 }

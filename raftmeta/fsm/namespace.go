@@ -146,6 +146,9 @@ func (t *tx) newInode(op *cfs.Op, dir *inode) (*inode, cfs.Kind) {
 	n := &inode{}
 	n.Attr = cfs.Attr{Mode: op.Attr.Mode & (cfs.ModeType | cfs.ModePerm), Nlink: 1, UID: op.Attr.UID, GID: op.Attr.GID,
 		Map: 1, AtimeNS: t.now, MtimeNS: t.now, CtimeNS: t.now, BtimeNS: t.now}
+	if op.Lease && (n.IsDir() || n.IsRegular()) {
+		n.Owner = t.sess
+	}
 	counter := t.mark(markNextIno)
 	n.Ino = cfs.MakeIno(dir.Ino.Site(), dir.Ino.Partition(), counter)
 	if k := t.ownNew(n, dir, op.Flags); k != cfs.KindOK {
@@ -238,30 +241,26 @@ func (t *tx) unlink(op *cfs.Op, res *cfs.Result) cfs.Kind {
 	}
 	t.del(direntKey(op.Dir, op.Name))
 	t.changedDir(dir, res)
-	t.dropLink(n, op.Hold)
+	t.dropLink(n, op)
 	res.Attr = n.Attr
 	return cfs.KindOK
 }
 
 // dropLink takes one name from an inode that is not a directory. With the last
-// one the inode goes, unless the session holds it.
-func (t *tx) dropLink(n *inode, hold bool) {
+// one the inode goes, unless the session, or another, holds it.
+func (t *tx) dropLink(n *inode, op *cfs.Op) {
 	n.Nlink--
 	t.touch(n)
 	if n.Nlink > 0 {
 		return
 	}
-	if hold {
-		t.hold(n.Ino, t.sess)
-		return
+	held := op.Hold && t.hold(n.Ino, t.sess)
+	for _, s := range op.Holds {
+		held = t.hold(n.Ino, s) || held
 	}
-	t.destroy(n)
-}
-
-// hold keeps an inode without a name for a session.
-func (t *tx) hold(i cfs.Ino, s cfs.SessionID) {
-	t.set(holdKey(i, s), []byte{recordVersion})
-	t.set(heldByKey(s, i), []byte{recordVersion})
+	if !held {
+		t.destroy(n)
+	}
 }
 
 // dropHolds ends all holds of an inode, which has got a name.
@@ -473,7 +472,7 @@ func (t *tx) replace(op *cfs.Op, mv move) cfs.Kind {
 			t.destroy(d)
 			d.Nlink = 0
 		} else {
-			t.dropLink(d, op.Hold)
+			t.dropLink(d, op)
 		}
 	}
 	t.touchDir(mv.from)

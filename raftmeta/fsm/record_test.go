@@ -213,7 +213,7 @@ func TestUnknownOperationsHalt(t *testing.T) {
 	h := newHarness(t)
 	s := h.open("x")
 	for _, session := range []cfs.SessionID{0, s} {
-		for _, kind := range []cfs.OpKind{0, cfs.OpSetJob + 1, 255} {
+		for _, kind := range []cfs.OpKind{0, cfs.OpKind(len(carriers)), 255} {
 			before := h.kv.dump()
 			reply, err := h.try(&cfs.Command{Session: session, Ops: []cfs.Op{{Kind: kind}}})
 			if reply != nil || cfs.KindOf(err) != cfs.BadRequest {

@@ -158,7 +158,7 @@ var opNames = map[string]cfs.OpKind{
 	"setattr": cfs.OpSetAttr, "setxattr": cfs.OpSetXattr, "rmxattr": cfs.OpRemoveXattr, "write": cfs.OpWrite, "swap": cfs.OpSwap,
 	"release": cfs.OpRelease, "reap": cfs.OpReap, "open-session": cfs.OpOpenSession, "expire": cfs.OpExpireSession,
 	"node": cfs.OpSetNode, "device": cfs.OpSetDevice, "groups": cfs.OpSetGroups, "feed-done": cfs.OpFeedDone,
-	"fill-done": cfs.OpFillDone, "drop": cfs.OpDropGroups, "job": cfs.OpSetJob, "lock": cfs.OpLock,
+	"fill-done": cfs.OpFillDone, "drop": cfs.OpDropGroups, "job": cfs.OpSetJob, "lock": cfs.OpLock, "surrender": cfs.OpSurrender,
 }
 
 var setMasks = map[string]cfs.SetMask{
@@ -180,13 +180,25 @@ func (a args) flags() (f uint32) {
 	return f
 }
 
+// holds reads holds=1,2.
+func (a args) holds() (ids []cfs.SessionID) {
+	for _, w := range strings.FieldsFunc(a.kv["holds"], func(r rune) bool { return r == ',' }) {
+		id, err := strconv.ParseUint(w, 10, 64)
+		if err != nil {
+			a.t.Fatalf("%s: %v", a.line, err)
+		}
+		ids = append(ids, cfs.SessionID(id))
+	}
+	return ids
+}
+
 func (a args) op() cfs.Op {
 	kind, ok := opNames[a.verb]
 	if !ok {
 		a.t.Fatalf("%s: no such operation", a.line)
 	}
 	op := cfs.Op{Kind: kind, Ino: cfs.Ino(a.num("ino")), Dir: cfs.Ino(a.num("dir")), NewDir: cfs.Ino(a.num("newdir")), Name: a.str("name"),
-		NewName: a.str("to"), Flags: a.flags(), Exclusive: a.has("excl"), Hold: a.has("hold"), KeepSize: a.has("keep-size"),
+		NewName: a.str("to"), Flags: a.flags(), Exclusive: a.has("excl"), Hold: a.has("hold"), Lease: a.has("lease"), Holds: a.holds(), KeepSize: a.has("keep-size"),
 		Sess: cfs.SessionID(a.num("sess")), MapVersion: a.num("version")}
 	op.Attr = cfs.Attr{Mode: uint32(a.num("mode")), UID: uint32(a.num("uid")), GID: uint32(a.num("gid")), Rdev: uint32(a.num("rdev")), Size: a.num("size"),
 		AtimeNS: int64(a.num("atime")), MtimeNS: int64(a.num("mtime")), CtimeNS: int64(a.num("ctime"))}
@@ -435,6 +447,9 @@ func showAttr(a *cfs.Attr) string {
 	}
 	if a.Map > 1 {
 		s += fmt.Sprintf(" map=%d", a.Map)
+	}
+	if a.Owner != 0 {
+		s += fmt.Sprintf(" owner=%d", a.Owner)
 	}
 	return s + fmt.Sprintf(" gen=%d", a.Gen)
 }
