@@ -183,6 +183,7 @@ type bed struct {
 	before   atomic.Pointer[func(*cfs.Command)]
 	after    atomic.Pointer[func(*cfs.Command) bool]
 	answered atomic.Pointer[func(*cfs.Query)]
+	leases   *bedLeases
 	// windows answers QueryWindows instead of the namespace.
 	windows atomic.Pointer[func(*cfs.Query) *cfs.Answer]
 	// waiting sees each OpWaitLock, and answers it where it returns an error.
@@ -196,6 +197,7 @@ const testCluster = "bed"
 func newBed(t testing.TB, nodes int) *bed {
 	t.Helper()
 	b := &bed{t: t, kv: newMemKV(), shards: map[shardID]*stored{}, reported: map[shardID]int{}, asked: map[cfs.DeviceID]int{}}
+	b.leases = newBedLeases(b)
 	if err := fsm.Bootstrap(b.kv, testCluster, 1); err != nil {
 		t.Fatal(err)
 	}
@@ -269,14 +271,16 @@ func (b *bed) doLocked(cmd *cfs.Command) *cfs.Reply {
 // apply carries out operations of the leader (session 0) or of the bed's own session.
 func (b *bed) apply(s cfs.SessionID, ops ...cfs.Op) *cfs.Reply {
 	b.t.Helper()
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	cmd := &cfs.Command{Session: s, Ops: ops}
+	ch := b.leases.begin(context.Background(), cmd)
+	b.mu.Lock()
 	if s != 0 {
 		b.seq++
 		cmd.Seq, cmd.LowWater = b.seq, b.seq
 	}
 	r := b.doLocked(cmd)
+	b.mu.Unlock()
+	b.leases.end(cmd, ch, r)
 	if r.Kind != cfs.KindOK {
 		b.t.Fatalf("operation %d: %v", r.Failed, r.Kind)
 	}
@@ -356,6 +360,7 @@ func (b *bed) serveMeta(ctx context.Context, self int, r *wire.Request) (wire.Re
 	if leader != self {
 		return wire.Response{}, wire.NotLeaderError(r.Op.String(), b.metas[1-self].addr)
 	}
+	b.leases.lead(self)
 	switch r.Op {
 	case wire.OpCommand:
 		var pb wirepb.Command
@@ -366,7 +371,7 @@ func (b *bed) serveMeta(ctx context.Context, self int, r *wire.Request) (wire.Re
 		if err != nil {
 			return wire.Response{}, err
 		}
-		return b.command(self, cmd)
+		return b.command(ctx, self, cmd)
 	case wire.OpQuery:
 		var pb wirepb.Query
 		if err := r.Decode(&pb); err != nil {
@@ -376,7 +381,7 @@ func (b *bed) serveMeta(ctx context.Context, self int, r *wire.Request) (wire.Re
 		if err != nil {
 			return wire.Response{}, err
 		}
-		a := b.read(q)
+		a := b.leases.answer(ctx, q)
 		if fn := b.windows.Load(); fn != nil && q.Kind == cfs.QueryWindows {
 			a = (*fn)(q)
 		}
@@ -391,21 +396,37 @@ func (b *bed) serveMeta(ctx context.Context, self int, r *wire.Request) (wire.Re
 		if err := r.Decode(&pb); err != nil {
 			return wire.Response{}, err
 		}
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		all, err := fsm.Sessions(b.kv)
-		if err != nil {
+		if err := b.knows(pb.Session); err != nil {
 			return wire.Response{}, err
 		}
-		if !slices.ContainsFunc(all, func(s fsm.Session) bool { return uint64(s.ID) == pb.Session }) {
-			return wire.Response{}, cfs.E("heartbeat", cfs.NoSession, nil)
+		reply := b.leases.heartbeat(&pb)
+		reply.MapVersion, reply.InlineFull = b.cmap.Load().Version, b.inlineFull.Load()
+		return wire.Response{Body: reply}, nil
+	case wire.OpWatch:
+		var pb wirepb.Watch
+		if err := r.Decode(&pb); err != nil {
+			return wire.Response{}, err
 		}
-		return wire.Response{Body: &wirepb.HeartbeatReply{MapVersion: b.cmap.Load().Version, InlineFull: b.inlineFull.Load()}}, nil
+		if err := b.knows(pb.Session); err != nil {
+			return wire.Response{}, err
+		}
+		return wire.Response{Body: b.leases.watch(ctx, &pb)}, nil
 	}
 	return wire.Response{}, cfs.E(r.Op.String(), cfs.Unsupported, nil)
 }
 
-func (b *bed) command(self int, cmd *cfs.Command) (wire.Response, error) {
+// knows refuses a session that the state does not have.
+func (b *bed) knows(session uint64) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	all, err := fsm.Sessions(b.kv)
+	if err == nil && !slices.ContainsFunc(all, func(s fsm.Session) bool { return uint64(s.ID) == session }) {
+		err = cfs.E("session", cfs.NoSession, nil)
+	}
+	return err
+}
+
+func (b *bed) command(ctx context.Context, self int, cmd *cfs.Command) (wire.Response, error) {
 	if fn := b.before.Load(); fn != nil && len(cmd.Ops) > 0 {
 		(*fn)(cmd)
 	}
@@ -416,9 +437,11 @@ func (b *bed) command(self int, cmd *cfs.Command) (wire.Response, error) {
 			}
 		}
 	}
+	ch := b.leases.begin(ctx, cmd)
 	b.mu.Lock()
 	r := b.doLocked(cmd)
 	b.mu.Unlock()
+	b.leases.end(cmd, ch, r)
 	if fn := b.after.Load(); fn != nil && (*fn)(cmd) {
 		b.metas[self].cut()
 		return wire.Response{}, errors.New("nobody hears this")

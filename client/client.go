@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -11,7 +10,6 @@ import (
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/ec"
 	"github.com/claudefs/claudefs/wire"
-	"github.com/claudefs/claudefs/wire/wirepb"
 )
 
 // Bounds and times of a client.
@@ -42,14 +40,15 @@ const (
 
 // Config says how to reach a cluster.
 type Config struct {
-	Servers     []string // HOST:PORT or unix:PATH, at least one
-	ClusterID   string   // empty: whatever the servers say
-	Name        string   // what the session is called in the cluster's listings
-	CacheTTL    time.Duration
+	Servers     []string      // HOST:PORT or unix:PATH, at least one
+	ClusterID   string        // empty: whatever the servers say
+	Name        string        // what the session is called in the cluster's listings
+	CacheTTL    time.Duration // bound of how long answers may be kept above the client: twice AttrTTL
 	MemoryBytes int64         // bound of written data in memory, 0: DefaultMemoryBytes
 	OpTimeout   time.Duration // after which an operation fails with Timeout; 0: never
 	Logger      *slog.Logger
 	WireMetrics *wire.Metrics
+	Boot        func() int64 // CLOCK_BOOTTIME in nanoseconds, by which leases lapse; nil: the system's
 }
 
 // Client is a session with a cluster. Its methods may be called from any
@@ -84,8 +83,10 @@ type Client struct {
 	opening  turn // to replace a lost session
 	locks    lockTable
 
-	mu     sync.Mutex // guards inodes
-	inodes map[cfs.Ino]*inode
+	leases   *leases
+	inodes   inodeTable
+	combiner combiner
+	crowded  chan struct{} // more inodes are owned than may stay so
 
 	inlineFull atomic.Bool
 	complained atomic.Int64    // when the log last said that operations wait, Unix ns; 0: not
@@ -102,11 +103,17 @@ type session struct {
 	stripes *window
 	sent    atomic.Int64  // when the last command was sent, Unix ns
 	told    atomic.Uint64 // the floor that the cluster knows
+	low     atomic.Uint64 // the low-water mark that it knows
+	// attached is the epoch of leases whose leader knows which inodes are open; the heartbeats' own.
+	attached uint64
 }
 
-// floorTold notes that the cluster knows of a floor.
-func (s *session) floorTold(floor uint64) {
-	for old := s.told.Load(); old < floor && !s.told.CompareAndSwap(old, floor); old = s.told.Load() {
+// floorTold notes that the cluster knows of a floor, and lowered of a low-water mark.
+func (s *session) floorTold(floor uint64) { raise(&s.told, floor) }
+func (s *session) lowered(low uint64)     { raise(&s.low, low) }
+
+func raise(v *atomic.Uint64, to uint64) {
+	for old := v.Load(); old < to && !v.CompareAndSwap(old, to); old = v.Load() {
 	}
 }
 
@@ -132,11 +139,10 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	c := &Client{
 		cfg: cfg, log: cfg.Logger,
 		meta: wire.NewPool(dial, 1), data: wire.NewPool(dial, dataConns),
-		cache: newCache(cfg.CacheTTL / 2), memory: newMemory(cfg.MemoryBytes),
+		cache: newCache(), memory: newMemory(cfg.MemoryBytes), leases: newLeases(cfg.Boot), crowded: make(chan struct{}, 1),
 		commands: make(chan struct{}, maxCommands), puts: make(chan struct{}, maxPuts),
 		mapping: newTurn(), opening: newTurn(), locks: newLockTable(),
 		hedging: newHedging(), patience: maxUnreadable, forSpace: spaceWait, reports: newReports(),
-		inodes: map[cfs.Ino]*inode{},
 	}
 	c.leader.Store(&cfg.Servers[0])
 	c.ctx, c.cancel = context.WithCancel(context.Background())
@@ -155,6 +161,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 		c.meta, c.data = wire.NewPool(dial, 1), wire.NewPool(dial, dataConns)
 	}
 	c.wg.Go(c.heartbeats)
+	c.wg.Go(c.watchLeases)
 	c.wg.Go(c.commitOld)
 	c.wg.Go(c.sendReports)
 	return c, nil
@@ -178,11 +185,6 @@ func (c *Client) stop() {
 // ClusterID is the id of the cluster that the client is connected to.
 func (c *Client) ClusterID() string { return c.layout.get().ClusterID }
 
-// AttrTTL is how long an answer may be cached above the client. It is half of
-// Config.CacheTTL; the client's own cache has the other half, so that an answer is
-// never older than the whole.
-func (c *Client) AttrTTL() time.Duration { return c.cfg.CacheTTL / 2 }
-
 // openSession makes this client known to the cluster and takes the session in use.
 func (c *Client) openSession(ctx context.Context) error {
 	cmd := &cfs.Command{Ops: []cfs.Op{{Kind: cfs.OpOpenSession, Name: c.cfg.Name}}}
@@ -193,29 +195,10 @@ func (c *Client) openSession(ctx context.Context) error {
 	if reply.Kind != cfs.KindOK {
 		return cfs.E("open session", reply.Kind, nil)
 	}
-	c.session.Store(&session{id: reply.Results[0].Session, seqs: newWindow(), stripes: newWindow()})
+	s := &session{id: reply.Results[0].Session, seqs: newWindow(), stripes: newWindow()}
+	c.session.Store(s)
+	c.leases.begin(s.id, 0)
 	return nil
-}
-
-// heartbeats keeps the session alive and learns of changes of the map.
-func (c *Client) heartbeats() {
-	tick := time.NewTicker(heartbeatEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-c.ctx.Done():
-			return
-		case <-tick.C:
-		}
-		err := c.heartbeat()
-		if err == nil {
-			err = c.raiseFloor(c.session.Load())
-		}
-		if err != nil && c.ctx.Err() == nil {
-			c.log.Debug("heartbeat failed", "err", err)
-		}
-		c.wholes.forget(time.Now().Add(-keepWhole))
-	}
 }
 
 // raiseFloor tells the cluster of the session's floor when it has risen and no command
@@ -229,26 +212,6 @@ func (c *Client) raiseFloor(s *session) error {
 	defer cancel()
 	_, _, err := c.doIn(ctx, s, cfs.Cred{}, nil)
 	return err
-}
-
-func (c *Client) heartbeat() error {
-	ctx, cancel := context.WithTimeout(c.ctx, 4*heartbeatEvery)
-	defer cancel()
-	s := c.session.Load()
-	req := &wirepb.Heartbeat{Session: uint64(s.id), MapVersion: c.layout.get().Version}
-	var reply wirepb.HeartbeatReply
-	_, err := c.toLeader(ctx, wire.OpHeartbeat, req, &reply)
-	if errors.Is(err, cfs.NoSession) {
-		return c.sessionLost(ctx, s)
-	}
-	if err != nil {
-		return err
-	}
-	c.inlineFull.Store(reply.InlineFull)
-	if reply.MapVersion > c.layout.get().Version {
-		return c.refreshMap(ctx)
-	}
-	return nil
 }
 
 // sessionLost starts a new session after the cluster has ended the old one. What
@@ -266,57 +229,10 @@ func (c *Client) sessionLost(ctx context.Context, old *session) error {
 	if err := c.openSession(ctx); err != nil {
 		return err
 	}
-	for _, n := range c.openInodes() {
-		n.abandon(cfs.E("commit", cfs.NoSession, nil))
+	for _, n := range c.inodes.all() {
+		n.abandon(old, cfs.E("commit", cfs.NoSession, nil))
+		c.inodes.settle(n)
 	}
 	c.locksLost(old)
 	return nil
-}
-
-// commitOld commits what has been written for longer than commitAfter.
-func (c *Client) commitOld() {
-	tick := time.NewTicker(commitAfter / 5)
-	defer tick.Stop()
-	for {
-		select {
-		case <-c.ctx.Done():
-			return
-		case <-c.memory.pressure:
-			for _, n := range c.openInodes() {
-				n.sealAll()
-			}
-		case now := <-tick.C:
-			for _, n := range c.openInodes() {
-				n.sealOlder(now.Add(-commitAfter))
-			}
-		}
-	}
-}
-
-func (c *Client) openInodes() []*inode {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	all := make([]*inode, 0, len(c.inodes))
-	for _, n := range c.inodes {
-		all = append(all, n)
-	}
-	return all
-}
-
-func (c *Client) flushAll(ctx context.Context) error {
-	all := c.openInodes()
-	for _, n := range all {
-		n.sealAll()
-	}
-	var first error
-	for _, n := range all {
-		err := n.flush(ctx)
-		if err == nil {
-			err = n.untold()
-		}
-		if first == nil {
-			first = err
-		}
-	}
-	return first
 }

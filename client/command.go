@@ -21,6 +21,8 @@ const (
 	// complainAfter is when an operation that waits for the cluster is logged.
 	complainAfter = 5 * time.Second
 	complainEvery = 30 * time.Second
+	// fenceAfter is how often the cluster is told that a command that was given up is done with.
+	fenceAfter = 50 * time.Millisecond
 )
 
 // do carries out operations as one command, exactly once, and returns their
@@ -49,23 +51,63 @@ func (c *Client) doIn(ctx context.Context, s *session, cred cfs.Cred, ops []cfs.
 	if err != nil {
 		return nil, false, err
 	}
-	defer s.seqs.settle(seq)
+	ch := c.cache.begin(c.grantOf(s), ops, c.cachedName)
 	cmd := &cfs.Command{Session: s.id, Seq: seq, LowWater: s.seqs.lowest(), Floor: s.stripes.lowest(), Cred: cred, Ops: ops}
 	s.sent.Store(time.Now().UnixNano())
 	reply, unsure, err := c.send(ctx, cmd)
-	if err == nil && reply.Kind == cfs.NoSession {
-		err = c.sessionLost(ctx, s)
-	}
+	s.seqs.settle(seq)
 	if err != nil {
+		c.fence(s, seq, ch)
 		return nil, unsure, err
 	}
-	if reply.Kind != cfs.NoSession { // a refused command raises the floor too
+	c.ended(ch, reply)
+	if reply.Kind == cfs.NoSession {
+		if err = c.sessionLost(ctx, s); err != nil {
+			return nil, unsure, err
+		}
+	} else { // a refused command raises the floor too
 		s.floorTold(cmd.Floor)
+		s.lowered(cmd.LowWater)
 	}
 	if reply.Kind != cfs.KindOK {
 		return nil, unsure, cfs.E(opName(ops, int(reply.Failed)), reply.Kind, nil)
 	}
 	return reply.Results, unsure, nil
+}
+
+// ended takes note of what a command has changed.
+func (c *Client) ended(ch *change, reply *cfs.Reply) {
+	for i := range reply.Results { // the last first: all of one command are of one generation
+		r := &reply.Results[len(reply.Results)-1-i]
+		for _, a := range [...]*cfs.Attr{&r.Attr, &r.Dir, &r.NewDir} {
+			if n := c.inodes.find(a.Ino); n != nil && a.Ino != 0 {
+				n.observe(*a)
+			}
+		}
+	}
+	if ch.end(reply.Results, reply.Leased) {
+		c.leases.forget()
+	}
+}
+
+// fence ends a change of which it is not known whether it has taken effect: once a later command
+// has told the cluster that its sequence is done with, it never will. Until then
+// what it was to change is no answer from the cache.
+func (c *Client) fence(s *session, seq uint64, ch *change) {
+	if c.ctx.Err() != nil || ch.empty() {
+		return
+	}
+	c.wg.Go(func() {
+		for s.low.Load() <= seq && c.ctx.Err() == nil && c.session.Load() == s {
+			sleep(c.ctx, fenceAfter)
+			ctx, cancel := context.WithTimeout(c.ctx, metaAttempt)
+			if _, _, err := c.doIn(ctx, s, cfs.Cred{}, nil); err != nil {
+				c.log.Debug("a command that was given up is not fenced yet", "err", err)
+			}
+			cancel()
+		}
+		ch.void()
+	})
 }
 
 func (c *Client) send(ctx context.Context, cmd *cfs.Command) (reply *cfs.Reply, unsure bool, err error) {
@@ -82,6 +124,15 @@ func (c *Client) send(ctx context.Context, cmd *cfs.Command) (reply *cfs.Reply, 
 		err = cfs.Errorf("command", cfs.BadRequest, "operation %d of %d failed", reply.Failed, len(cmd.Ops))
 	}
 	return reply, unsure, err
+}
+
+// askLeased is ask for the leases of what the answer says, which is kept under the grant.
+func (c *Client) askLeased(ctx context.Context, q *cfs.Query) (*cfs.Answer, grant, error) {
+	asked := c.cache.seq.Load() // before the era: a recall counts in the era that it comes in
+	st := c.leases.state.Load()
+	q.Session, q.Epoch = st.session, st.epoch
+	a, err := c.ask(ctx, q)
+	return a, grant{st.era, asked}.leased(a != nil && a.Leased && st.epoch != 0), err
 }
 
 // ask answers a query at the leader. A refusal is an Error of the answer's kind;
@@ -116,27 +167,20 @@ func (c *Client) toLeader(ctx context.Context, op wire.Op, req, resp proto.Messa
 	backoff := minBackoff
 	for {
 		addr := *c.leader.Load()
-		attempt, cancel := context.WithTimeout(ctx, metaAttempt)
-		_, err := c.meta.Call(attempt, addr, op, req, nil, resp, nil)
-		cancel()
+		err := c.attempt(ctx, metaAttempt, op, req, resp)
 		if err == nil {
 			if time.Since(start) > complainAfter {
 				c.relieved()
 			}
 			return unsure, nil
 		}
-		switch cfs.KindOf(err) {
-		case cfs.NotLeader:
-			unsure = true // one that has just ceased to lead may have passed it on
-			// At once, but not twice: two that name each other lead nowhere.
-			if followed = c.follow(addr, err) && !followed; followed {
-				continue
-			}
-		case cfs.Unavailable, cfs.Timeout, cfs.Overloaded, cfs.Closed, cfs.Canceled:
-			unsure = true
-			c.rotate(addr)
-		default:
+		if !again(err) {
 			return unsure, err
+		}
+		unsure = true // one that has just ceased to lead may have passed it on
+		// At once where another leader is named, but not twice: two that name each other lead nowhere.
+		if followed = cfs.KindOf(err) == cfs.NotLeader && named(addr, err) != nil && !followed; followed {
+			continue
 		}
 		if time.Since(start) > complainAfter {
 			c.complain("waiting for the cluster", err)
@@ -150,6 +194,32 @@ func (c *Client) toLeader(ctx context.Context, op wire.Op, req, resp proto.Messa
 		}
 		backoff = min(2*backoff, maxBackoff)
 	}
+}
+
+// again reports an error that another attempt may mend.
+func again(err error) bool {
+	switch cfs.KindOf(err) {
+	case cfs.NotLeader, cfs.Unavailable, cfs.Timeout, cfs.Overloaded, cfs.Closed, cfs.Canceled:
+		return true
+	}
+	return false
+}
+
+// attempt sends a request to the server that is taken for the leader, once. If it does not lead or
+// does not answer, another is taken for the leader from then on.
+func (c *Client) attempt(ctx context.Context, within time.Duration, op wire.Op, req, resp proto.Message) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	addr := *c.leader.Load()
+	_, err := c.meta.Call(ctx, addr, op, req, nil, resp, nil)
+	switch {
+	case err == nil || !again(err):
+	case cfs.KindOf(err) == cfs.NotLeader:
+		c.follow(addr, err)
+	default:
+		c.rotate(addr)
+	}
+	return err
 }
 
 // complain logs what operations wait for, once for all that wait.
@@ -167,15 +237,22 @@ func (c *Client) relieved() {
 	}
 }
 
-// follow takes the leader that a voter names; false when it names none or itself.
-func (c *Client) follow(addr string, err error) bool {
+// named is the leader that a voter names, nil when it names none or itself.
+func named(addr string, err error) *string {
 	var re *wire.RemoteError
 	if errors.As(err, &re) && re.Leader != "" && re.Leader != addr {
-		c.leader.Store(&re.Leader)
-		return true
+		return &re.Leader
+	}
+	return nil
+}
+
+// follow takes the leader that a voter names.
+func (c *Client) follow(addr string, err error) {
+	if leader := named(addr, err); leader != nil {
+		c.leader.Store(leader)
+		return
 	}
 	c.rotate(addr)
-	return false
 }
 
 // rotate moves from a server that does not answer to the next of those known.
@@ -214,7 +291,7 @@ func ctxError(op string, ctx context.Context) error { return cfs.E(op, ctxKind(c
 var opNames = map[cfs.OpKind]string{
 	cfs.OpCreate: "create", cfs.OpLink: "link", cfs.OpUnlink: "unlink", cfs.OpRmdir: "rmdir", cfs.OpRename: "rename",
 	cfs.OpSetAttr: "set attributes", cfs.OpSetXattr: "set xattr", cfs.OpRemoveXattr: "remove xattr",
-	cfs.OpWrite: "commit extents", cfs.OpSwap: "swap extents", cfs.OpRelease: "release",
+	cfs.OpWrite: "commit extents", cfs.OpSwap: "swap extents", cfs.OpRelease: "release", cfs.OpSurrender: "surrender",
 	cfs.OpLock: "lock",
 }
 

@@ -51,7 +51,7 @@ func (f *File) copyRange(ctx context.Context, dst *File, srcOff, dstOff, n uint6
 	defer dst.n.dropExtents()
 	for first, tries := true, 0; done < n; first = false {
 		at := srcOff + done
-		a, err := f.c.askExtents(ctx, f.n.ino, at)
+		a, _, err := f.c.askExtents(ctx, f.n.ino, at)
 		if err != nil {
 			return done, err
 		}
@@ -119,11 +119,9 @@ func (f *File) copyRows(ctx context.Context, dst *File, a *cfs.Answer, at, end, 
 	}
 	op.Extents = appendHole(op.Extents, pos, end, at, to)
 	op.Attr.Size = to + (end - at)
-	attr, err := dst.n.commitOp(ctx, f.c.session.Load(), op)
-	if err != nil {
+	if _, err := dst.n.commitOp(ctx, f.c.session.Load(), op); err != nil {
 		return 0, err
 	}
-	dst.n.observe(f.c.cache.putAttr(attr))
 	return end - at, nil
 }
 

@@ -512,6 +512,7 @@ func TestTimesAndSizesOfDirtyFiles(t *testing.T) {
 	if a.MtimeNS != 12345 || a.Size != 6 {
 		t.Errorf("after setattr: %+v", a)
 	}
+	must(t, f.Sync(ctx)) // where it is owned close does not commit
 	must(t, f.Close(ctx))
 	if a := b.read(&cfs.Query{Kind: cfs.QueryGetAttr, Ino: f.n.ino}).Attr; a.MtimeNS != 12345 || a.Size != 6 {
 		t.Errorf("after close: %+v", a)

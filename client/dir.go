@@ -11,7 +11,8 @@ import (
 const dirPage = 1024
 
 // Dir is an open directory. Entries are numbered from 0 in the order of their
-// names; "." and ".." are not among them. Only one page is in memory.
+// names; "." and ".." are not among them. Only one page is in memory, and what
+// may become a listing of the cache.
 type Dir struct {
 	c      *Client
 	ino    cfs.Ino
@@ -21,6 +22,10 @@ type Dir struct {
 	list   []cfs.Dirent
 	more   bool
 	parent cfs.Ino
+	grant  grant        // of the page
+	local  []cfs.Dirent // all of it, where leases say it; else nil
+	read   map[string]listed
+	first  grant // of the first page, while all that were read are in read
 }
 
 // OpenDir opens a directory for listing.
@@ -39,7 +44,7 @@ func (d *Dir) Parent() cfs.Ino { return d.parent }
 func (d *Dir) Rewind() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.starts, d.page = d.starts[:1], -1
+	d.starts, d.page, d.local = d.starts[:1], -1, nil
 }
 
 // At is the entry at a position, with its attributes while they are fresh; false
@@ -74,36 +79,84 @@ func (d *Dir) At(ctx context.Context, pos uint64) (cfs.Dirent, bool, error) {
 	return e, true, nil
 }
 
-// current is an entry's attributes if they are fresh: a reader may take its time
-// over a page, and change what is in it meanwhile.
+// current is an entry's attributes if they are certain: a reader may take its time over a page, and change
+// what is in it meanwhile.
 func (d *Dir) current(e *cfs.Dirent) *cfs.Attr {
-	i, ok := d.c.cache.name(d.ino, e.Name)
-	if !ok || i != e.Ino {
-		return nil
+	if !d.c.owns(d.ino) && !d.c.cache.listCurrent(d.ino, d.grant, d.c.leases.state.Load().era) {
+		if i, ok := d.c.cachedName(d.ino, e.Name); !ok || i != e.Ino {
+			return nil
+		}
 	}
-	a, ok := d.c.cache.attr(i)
+	a, ok := d.c.cachedAttr(e.Ino)
 	if !ok {
 		return nil
 	}
-	a = d.c.overlay(a)
 	return &a
 }
 
 func (d *Dir) load(ctx context.Context, page int) error {
-	a, err := d.c.ask(ctx, &cfs.Query{Kind: cfs.QueryReadDir, Dir: d.ino, Name: d.starts[page], Limit: dirPage, WithAttrs: true})
+	if page == 0 {
+		if d.local = nil; d.loadLocal() {
+			return nil
+		}
+	}
+	if d.local != nil {
+		at := page * dirPage
+		end := min(at+dirPage, len(d.local))
+		d.starts = d.starts[:page+1]
+		d.page, d.list, d.more = page, d.local[min(at, end):end], end < len(d.local)
+		return nil
+	}
+	a, g, err := d.c.askLeased(ctx, &cfs.Query{Kind: cfs.QueryReadDir, Dir: d.ino, Name: d.starts[page], Limit: dirPage, WithAttrs: true})
 	if err != nil {
 		return err
 	}
 	// What follows goes on from this page's last name, which may be another than before.
 	d.starts = d.starts[:page+1]
-	d.page, d.list, d.more, d.parent = page, a.Entries, a.More && len(a.Entries) > 0, a.Dir.Ino
+	d.page, d.list, d.more, d.parent, d.grant = page, a.Entries, a.More && len(a.Entries) > 0, a.Dir.Ino, g
 	for i := range d.list {
-		e := &d.list[i]
-		if e.Attr != nil {
-			newest := d.c.cache.putAttr(*e.Attr)
-			e.Attr = &newest
-			d.c.cache.putName(d.ino, e.Name, e.Ino, a.Attr.Gen)
+		if a := d.list[i].Attr; a != nil {
+			d.c.cache.putAttr(a, g)
 		}
 	}
+	d.gather(a.Attr.Gen)
 	return nil
+}
+
+// loadLocal takes the listing from the cache, if it has it.
+func (d *Dir) loadLocal() bool {
+	st := d.c.leases.state.Load()
+	owned := d.c.owns(d.ino)
+	parent, all, ok := d.c.cache.entries(d.ino, st.era, owned)
+	until := st.until
+	if owned {
+		until = st.alive
+	}
+	if !ok || d.c.leases.boot() >= until || owned && !d.c.owns(d.ino) {
+		return false
+	}
+	end := min(dirPage, len(all))
+	d.parent, d.local, d.starts, d.grant = parent, all, d.starts[:1], grant{}
+	d.page, d.list, d.more = 0, all[:end], end < len(all)
+	return true
+}
+
+// gather makes the pages a listing of the cache, if they come one after the other under one lease.
+func (d *Dir) gather(gen uint64) {
+	if d.page == 0 {
+		d.read, d.first = map[string]listed{}, d.grant
+	} else if d.grant.era != d.first.era || len(d.read) != d.page*dirPage {
+		d.read, d.first = nil, grant{}
+	}
+	if d.first.era == 0 || len(d.read) > maxListed {
+		d.read = nil
+		return
+	}
+	for i := range d.list {
+		d.read[d.list[i].Name] = listed{d.list[i].Ino, d.list[i].Mode & cfs.ModeType, gen}
+	}
+	if !d.more {
+		d.c.cache.keepListing(d.ino, d.parent, d.read, d.first)
+		d.read = nil
+	}
 }

@@ -1,19 +1,24 @@
 // Package client is the part of ClaudeFS that runs where files are used: it
-// speaks wire to the servers, holds a session, caches attributes and names for a
-// short time, stripes what is written and puts together what is read. Every
-// front end (FUSE now; gateways later) stands on it.
+// speaks wire to the servers, holds a session and its leases, caches under them, stripes
+// what is written and puts together what is read. Every front end (FUSE now; gateways later)
+// stands on it.
 //
 // # Reading order
 //
-//	client.go     Client: configuration, session, heartbeats
+//	client.go     Client: configuration and session
 //	command.go    how a command reaches the leader exactly once
+//	lease.go      heartbeats, Watches, and until when what is in memory may be answered; boottime.go
+//	recall.go     how leases are given back
 //	layout.go     the cluster's map, and which group takes the next stripe
-//	cache.go      attributes and names with a time to live
+//	cache.go      attributes, names and values under leases; listing.go whole directories
+//	change.go     what a command of our own does to them
 //	namespace.go  what does not concern file data
+//	table.go      the inodes that are open, owned or not committed
 //	inode.go      the state that all handles of one inode share
+//	own.go        exclusive leases: what is kept back, and when it is given up
 //	chunk.go      the buffers that writes gather in
 //	file.go       handles: read, write, sync
-//	writer.go     chunk -> stripe -> shards -> commit
+//	writer.go     chunk -> stripe -> shards -> commit; combine.go the commits that nobody waits for
 //	restripe.go   what is worth it is written anew in the background; restripe_window.go
 //	              is how one range of a file is
 //	reader.go     extents -> shards -> bytes
@@ -27,8 +32,8 @@
 //
 // # Lock order
 //
-// Client.mu, then inode.mu, then the locks of cache, layout, memory and lockTable, which
-// call nothing. Of a read's locks, hedge.mu comes before stripeRead.mu, and that
+// A shard of the inode table, then inode.mu, then the locks of a cache's shard, leases, combiner,
+// layout, memory and lockTable, which call nothing; of the cache's shards one at a time. Of a read's locks, hedge.mu comes before stripeRead.mu, and that
 // before layout's. No lock is held across a network call, but four: lockOwner.turn puts the
 // lock commands of an owner in sequence, and is taken alone; inode.order puts
 // the operations that need an inode without dirty data (truncate, allocate) in
@@ -44,13 +49,34 @@
 //
 // # Coherence
 //
-// Close-to-open: Flush commits, Open asks the leader. Between the two a client
-// may show attributes and names that are up to Config.CacheTTL old. Locks are such points
-// too: SetLock commits, and what is known of the inode is then as new as the lock.
+// An attribute, a name (absent ones too), a listing, a target, a small extended attribute and
+// extents are answered from memory only under a lease: the leader tells before another changes it, and
+// waits for the acknowledgement. All read leases of the session lapse together, 1.5 s after
+// the last confirmed heartbeat was sent, by a clock that goes on while the machine sleeps; it is read after
+// the answer was found. They are void, too, when the leader names a new epoch. An answer that a
+// recall has overtaken is used once and not kept. While a command of our own is on its way, what it
+// changes is not answered from memory: others may see it before we hear that it is done.
+//
+// What this client creates it owns: nobody else sees or changes it without asking. The changes that follow
+// stay in memory, and close does not commit them: another's question does, or fsync, or 5 s, or the need for
+// memory, or the end of the mount. The names of a directory that is owned are answered from memory;
+// to make and remove them is durable when the call returns. What is closed is given up with its commit.
+//
+// What others commit to a file that is open here is seen at the next open at the latest
+// (close-to-open), and without delay where this client has read it under a lease.
+//
+// Locks are such points too: SetLock commits, and what is known of the inode is then as new as the lock.
 //
 // # Locks and sessions
 //
 // Locks belong to the session and go with it. The handles of an inode that had locks each
 // tell so once, at their next write, sync or close, and the owner of the locks at its next
 // lock: EIO. After that both go on in the new session, without the locks.
+//
+// # What waits for what
+//
+// Read leases and open marks are given back from memory, at once, by whatever goroutine reads the Watch:
+// nothing of it waits for the cluster. To give up an exclusive lease takes puts and a command on
+// an inode that this session owns, for which the leader recalls nothing of anybody. So nothing that
+// others wait for waits for others.
 package client

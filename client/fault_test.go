@@ -35,6 +35,7 @@ func TestNodeKilledDuringWrites(t *testing.T) {
 	b.setState(dead, cfs.StateDown)
 	must(t, f.Sync(t.Context()))
 	writeIn(t, f, data[2*third:], uint64(2*third), 256<<10)
+	must(t, f.Sync(t.Context()))
 	must(t, f.Close(t.Context()))
 	last := b.extents(f.n.ino)
 	if g := b.group(last[len(last)-1].PG).Geometry; g != cfs.Geo2p2 {
@@ -313,7 +314,8 @@ func TestNoSpace(t *testing.T) {
 	write(t, g, data, 0)
 	wantKind(t, f.Sync(ctx), cfs.NoSpace)
 	must(t, f.Sync(ctx))
-	wantKind(t, g.Close(ctx), cfs.NoSpace)
+	wantKind(t, g.Sync(ctx), cfs.NoSpace)
+	must(t, g.Close(ctx))
 	check(t, c, "there", data) // full devices can be read
 	if c.Stats().ShardsReconstructed() != 0 || c.suspects.n.Load() != 0 {
 		t.Errorf("%d shards of full devices reconstructed, %d devices suspected", c.Stats().ShardsReconstructed(), c.suspects.n.Load())
@@ -322,6 +324,7 @@ func TestNoSpace(t *testing.T) {
 		n.noSpace.Store(false)
 	}
 	write(t, f, data, 0)
+	must(t, f.Sync(ctx))
 	must(t, f.Close(ctx))
 	want := make([]byte, 1<<20, 1<<20+6)
 	copy(want, data)

@@ -44,11 +44,22 @@ func (c *Client) Open(ctx context.Context, i cfs.Ino, flags int) (*File, error) 
 }
 
 // OpenNew opens a file that this client has just created, with the attributes
-// that Create returned: the cluster need not be asked.
+// that Create returned: the cluster need not be asked. Where this client does not own it, the leader
+// is told that it is open.
 func (c *Client) OpenNew(a cfs.Attr, flags int) *File {
 	n := c.open(a.Ino)
-	n.observe(c.cache.putAttr(a))
+	n.observe(a)
+	if !n.isOwned() {
+		c.wg.Go(func() { c.register(c.ctx, n) })
+	}
 	return c.handle(n, flags)
+}
+
+// register tells the leader that an inode is open. That it does not is no failure: with the next epoch it hears of all.
+func (c *Client) register(ctx context.Context, n *inode) {
+	if _, err := n.loadExtents(ctx, 0); err != nil && ctx.Err() == nil {
+		c.log.Debug("the leader does not know that an inode is open", "ino", uint64(n.ino), "err", err)
+	}
 }
 
 // Attr is the file's attributes with what is written here.
@@ -69,12 +80,15 @@ func (f *File) Write(ctx context.Context, p []byte, off uint64) (int, error) {
 	return n, err
 }
 
-// Flush puts and commits what has been written to the inode, and tells of a failure without
+// Flush puts and commits what has been written to the inode, unless this client owns it: then others get it by
+// asking. It tells of a failure without
 // having told of it: the kernel flushes for every descriptor of the handle that is closed, also
 // for those that a child process drops when it execs, and nobody sees that answer.
 func (f *File) Flush(ctx context.Context) error {
-	if err := f.n.flush(ctx); err != nil {
-		return err
+	if !f.n.isOwned() {
+		if err := f.n.flush(ctx); err != nil {
+			return err
+		}
 	}
 	f.n.mu.Lock()
 	seen := f.told
@@ -91,7 +105,7 @@ func (f *File) Sync(ctx context.Context) error {
 	return f.n.failedSince(&f.told)
 }
 
-// Close flushes, unless the handle is for reading only, and ends the handle. The last handle of an inode that has lost
+// Close flushes as Flush does, unless the handle is for reading only, and ends the handle. The last handle of an inode that has lost
 // its name lets the cluster delete it.
 func (f *File) Close(ctx context.Context) error {
 	if !f.closed.CompareAndSwap(false, true) {
@@ -99,7 +113,12 @@ func (f *File) Close(ctx context.Context) error {
 	}
 	var err error
 	if f.flags&unix.O_ACCMODE != unix.O_RDONLY {
-		err = f.Sync(ctx)
+		if !f.n.isOwned() {
+			err = f.n.flush(ctx)
+		}
+		if err == nil {
+			err = f.n.failedSince(&f.told)
+		}
 	}
 	f.c.release(ctx, f.n)
 	return err

@@ -18,7 +18,7 @@ const maxOpenChunks = 64
 type inode struct {
 	c      *Client
 	ino    cfs.Ino
-	refs   int // guarded by Client.mu
+	refs   int // guarded by the table
 	orphan atomic.Bool
 
 	// order is held shared while bytes are added, alone while an operation needs
@@ -38,87 +38,24 @@ type inode struct {
 	failures   uint64   // how many have
 	told       bool     // some handle has told of err
 	committing bool
-	moved      chan struct{} // closed and replaced when chunks leave
+	waiting    int           // flushes and surrenders that wait for the committer
+	gone       bool          // it has no name, and a command of ours took it: what is left of it nobody can open
+	moved      chan struct{} // closed and replaced when chunks or folded changes leave, or the ownership does
 	extents    extentCache
+	owning
 }
 
 // extentCache is a run of an inode's extents: all that meet [lo, hi).
 type extentCache struct {
 	version uint64 // rises when the rows may have changed
 	valid   bool
+	era     uint64 // under whose leases they are what the cluster has; 0: none
 	lo, hi  uint64
 	rows    []cfs.Extent // never changed in place
 }
 
-// find is the shared state of an inode that is open here, or nil.
-func (c *Client) find(i cfs.Ino) *inode {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.inodes[i]
-}
-
-func (c *Client) openCount() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return len(c.inodes)
-}
-
-// open takes a reference to the shared state of an inode.
-func (c *Client) open(i cfs.Ino) *inode {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	n := c.inodes[i]
-	if n == nil {
-		n = &inode{c: c, ino: i, moved: make(chan struct{})}
-		c.inodes[i] = n
-	}
-	n.refs++
-	return n
-}
-
-// retain takes one more reference of an inode that may just be closing.
-func (c *Client) retain(n *inode) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if n.refs == 0 {
-		return false
-	}
-	n.refs++
-	return true
-}
-
-// release gives a reference back. The last one of an inode without a name tells
-// the cluster that it can go.
-func (c *Client) release(ctx context.Context, n *inode) {
-	c.mu.Lock()
-	if n.refs == 1 && n.dirty() && c.ctx.Err() == nil {
-		c.mu.Unlock()
-		// Whoever opens it next must find what is still on its way.
-		c.wg.Go(func() {
-			if err := n.flush(c.ctx); err != nil {
-				c.log.Warn("what was written before a close is lost", "ino", uint64(n.ino), "err", err)
-			}
-			c.release(c.ctx, n)
-		})
-		return
-	}
-	n.refs--
-	last := n.refs == 0
-	if last {
-		delete(c.inodes, n.ino)
-		if err := n.untold(); err != nil {
-			c.log.Error("a write failed and nobody was left to be told", "ino", uint64(n.ino), "err", err)
-		}
-	}
-	c.mu.Unlock()
-	if !last || !n.orphan.Load() {
-		return
-	}
-	c.cache.forgetAttr(n.ino)
-	if _, err := c.do(ctx, cfs.Cred{}, cfs.Op{Kind: cfs.OpRelease, Ino: n.ino}); err != nil {
-		c.log.Warn("inode without a name not released: it goes with the session", "ino", uint64(n.ino), "err", err)
-	}
-}
+// find is the shared state of an inode that is open or owned here, or nil.
+func (c *Client) find(i cfs.Ino) *inode { return c.inodes.find(i) }
 
 // observe takes note of attributes; later ones than those known void the extents.
 func (n *inode) observe(a cfs.Attr) {
@@ -150,7 +87,13 @@ func (n *inode) overlay(a cfs.Attr) cfs.Attr {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.observeLocked(a)
-	a = n.attr
+	return n.overlayLocked()
+}
+
+func (n *inode) overlayLocked() cfs.Attr {
+	a := n.attr
+	n.sent.apply(&a)
+	n.pend.apply(&a)
 	a.Size = n.sizeLocked()
 	if len(n.chunks) > 0 {
 		a.MtimeNS, a.CtimeNS = n.mtimeNS, max(a.CtimeNS, n.mtimeNS)
@@ -166,7 +109,7 @@ func (n *inode) size() uint64 {
 }
 
 func (n *inode) sizeLocked() uint64 {
-	size := n.attr.Size
+	size := max(n.attr.Size, n.sent.size(), n.pend.size())
 	for _, k := range n.chunks {
 		size = max(size, k.end())
 	}
@@ -177,7 +120,18 @@ func (n *inode) sizeLocked() uint64 {
 func (n *inode) dirty() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return len(n.chunks) > 0
+	return n.dirtyLocked()
+}
+
+func (n *inode) dirtyLocked() bool {
+	return len(n.chunks) > 0 || n.pend.mask|n.sent.mask != 0 || n.committing
+}
+
+// kept reports that the inode must stay known: it is owned, or something of it is not committed.
+func (n *inode) kept() bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.own != ownNone || n.dirtyLocked()
 }
 
 // failedSince is the failure of a put or commit that a handle, which has told of
@@ -275,6 +229,7 @@ func (n *inode) fill(p []byte, off uint64, limit int, spare **slab) (took, want 
 	k.fill(p[:took], off)
 	n.mtimeNS = time.Now().UnixNano()
 	k.mtimeNS = n.mtimeNS
+	n.pend.mask &^= cfs.SetMtime // this is later
 	if k.n >= limit {
 		n.fullEnd = k.end()
 		// Older ones too: commits go in order.
@@ -333,8 +288,18 @@ func (n *inode) flush(ctx context.Context) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.sealLocked(func(*chunk) bool { return true })
-	upTo := n.seq
-	for len(n.chunks) > 0 && n.chunks[0].seq <= upTo {
+	n.dueLocked()
+	upTo, folds := n.seq, n.folds
+	return n.waitLocked(ctx, func() bool {
+		return (len(n.chunks) == 0 || n.chunks[0].seq > upTo) && n.foldsDone >= folds
+	})
+}
+
+// waitLocked waits for the committer until done.
+func (n *inode) waitLocked(ctx context.Context, done func() bool) error {
+	n.waiting++
+	defer func() { n.waiting-- }()
+	for !done() {
 		moved := n.moved
 		n.mu.Unlock()
 		var err error
@@ -379,12 +344,25 @@ func (n *inode) leaveLocked(gone func(*chunk) bool, err error) {
 	clear(n.chunks[len(kept):])
 	n.chunks = kept
 	if err != nil {
-		if n.err == nil || n.told {
-			n.err = err
-		}
-		n.failures++
-		n.told = false
+		n.failLocked(err)
 	}
+	n.movedLocked()
+}
+
+// failLocked keeps a failure for the handles to tell. What happens to an inode that nobody can open is
+// nobody's failure.
+func (n *inode) failLocked(err error) {
+	if n.gone {
+		return
+	}
+	if n.err == nil || n.told {
+		n.err = err
+	}
+	n.failures++
+	n.told = false
+}
+
+func (n *inode) movedLocked() {
 	close(n.moved)
 	n.moved = make(chan struct{})
 }
@@ -396,22 +374,40 @@ func (n *inode) free(k *chunk) {
 	k.slab = nil
 }
 
-// abandon gives up all that is not committed.
-func (n *inode) abandon(err error) {
+// abandon gives up all that is not committed, and what the session, which has ended, owned.
+func (n *inode) abandon(old *session, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	lost := n.pend.mask|n.sent.mask != 0
+	if n.own != ownNone && n.ownSess == old {
+		n.disownLocked()
+	}
+	n.pend = folded{} // what is sent has its own answer
+	if n.sent.mask == 0 {
+		n.foldsDone = n.folds
+	}
+	n.dropExtentsLocked()
 	if len(n.chunks) > 0 {
 		n.leaveLocked(func(*chunk) bool { return true }, err)
+	} else if lost {
+		n.failLocked(err)
+		n.movedLocked()
 	}
 }
 
 // extentsFor returns rows that meet [off, end) in order, and up to where they are
 // complete: beyond it, ask again.
 func (n *inode) extentsFor(ctx context.Context, off, end uint64) (rows []cfs.Extent, upTo uint64, err error) {
+	st := n.c.leases.state.Load()
 	n.mu.Lock()
 	x := n.extents
+	until := st.until
+	if n.own == ownHeld {
+		until = st.alive
+	}
+	x.valid = x.valid && (n.own == ownHeld || x.era == st.era && x.era != 0)
 	n.mu.Unlock()
-	if !x.valid || off < x.lo || off >= x.hi {
+	if !x.valid || off < x.lo || off >= x.hi || n.c.leases.boot() >= until {
 		if x, err = n.loadExtents(ctx, off); err != nil {
 			return nil, 0, err
 		}
@@ -419,37 +415,37 @@ func (n *inode) extentsFor(ctx context.Context, off, end uint64) (rows []cfs.Ext
 	return x.rows, min(end, x.hi), nil
 }
 
-// loadExtents asks the leader for the extents from off on.
+// loadExtents asks the leader for the extents from off on, and tells it that the inode is open.
 func (n *inode) loadExtents(ctx context.Context, off uint64) (extentCache, error) {
 	n.mu.Lock()
 	version := n.extents.version
 	n.mu.Unlock()
-	a, err := n.c.askExtents(ctx, n.ino, off)
+	a, g, err := n.c.askExtents(ctx, n.ino, off)
 	if err != nil {
 		return extentCache{}, err
 	}
-	return n.install(a, off, version), nil
+	return n.install(a, g, off, version), nil
 }
 
-// askExtents asks the leader for an inode's attributes and its extents from off on.
-func (c *Client) askExtents(ctx context.Context, i cfs.Ino, off uint64) (*cfs.Answer, error) {
-	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryExtents, Ino: i, Off: off, End: math.MaxUint64})
+// askExtents asks the leader for the attributes of an inode that is open here and its extents from off on.
+func (c *Client) askExtents(ctx context.Context, i cfs.Ino, off uint64) (*cfs.Answer, grant, error) {
+	a, g, err := c.askLeased(ctx, &cfs.Query{Kind: cfs.QueryExtents, Ino: i, Off: off, End: math.MaxUint64, Open: true})
 	if errors.Is(err, cfs.Stale) {
 		c.cache.forgetAttr(i)
 	}
 	if err != nil {
-		return nil, err
+		return nil, g, err
 	}
 	if a.More && (len(a.Extents) == 0 || a.Extents[len(a.Extents)-1].End() <= off) {
-		return nil, cfs.Errorf("extents", cfs.BadRequest, "an answer that goes on without getting beyond %d", off)
+		return nil, g, cfs.Errorf("extents", cfs.BadRequest, "an answer that goes on without getting beyond %d", off)
 	}
-	return a, nil
+	return a, g, nil
 }
 
 // install makes an answer's extents the cached ones, if nothing has voided them
 // since version.
-func (n *inode) install(a *cfs.Answer, off, version uint64) extentCache {
-	x := extentCache{valid: true, lo: off, hi: math.MaxUint64, rows: a.Extents}
+func (n *inode) install(a *cfs.Answer, g grant, off, version uint64) extentCache {
+	x := extentCache{valid: true, era: g.era, lo: off, hi: math.MaxUint64, rows: a.Extents}
 	if a.More {
 		x.hi = a.Extents[len(a.Extents)-1].End()
 	}
@@ -458,7 +454,7 @@ func (n *inode) install(a *cfs.Answer, off, version uint64) extentCache {
 			n.c.stats.inlineBytesFetched.Add(a.Extents[i].Len)
 		}
 	}
-	n.c.cache.putAttr(a.Attr)
+	n.c.cache.putAttr(&a.Attr, g)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	current := n.extents.version == version

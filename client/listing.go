@@ -1,109 +1,142 @@
 package client
 
 import (
-	"time"
+	"sort"
 
 	"github.com/claudefs/claudefs/cfs"
 )
 
-// Bounds of what is known of whole directories: names of each, directories, and
-// changes of one that have overtaken others on the wire.
+// Bounds of what is known of whole directories.
 const (
-	maxListed   = 16 << 10
-	maxListings = 64
-	maxEarly    = 64
+	maxListed    = 16 << 10 // names of one
+	maxListings  = 4        // of each shard of the cache
+	maxListedAll = 1 << 20  // names of all
 )
 
-// listing is all names of a directory that this client has made, for as long as
-// nobody else changes it: each of our changes says from which generation to which
-// it took the directory, and a chain without a gap says that there was no other.
-// It answers that a name does not exist, which is what the kernel asks before it
-// creates one.
+// listing is all names of a directory: of one that this client has made and owns, or one that it has
+// read to the end under a lease of the list.
 type listing struct {
-	gen     uint64
-	names   map[string]struct{}
-	early   map[uint64]listingChange // by the generation before it
-	expires time.Time                // as any answer: nobody tells us of a foreign change
+	grant
+	parent cfs.Ino
+	names  map[string]listed
+	// Commands of our own that change it and are on their way: while there are any, what has gone is
+	// remembered, so that a reply that was overtaken does not bring it back.
+	changing int
 }
 
-type listingChange struct {
-	gen     uint64 // after it
-	name    string
-	present bool
-	expires time.Time
+// listed is what is behind a name; ino 0: nothing any more.
+type listed struct {
+	ino  cfs.Ino
+	mode uint32
+	gen  uint64 // of the directory, at the change
 }
 
-// made notes a directory that this client has made: it is empty, unless somebody
-// has been seen to change it since. The time counts from when the cluster was
-// asked: a reply may come late, and again.
-func (c *cache) made(dir cfs.Ino, gen uint64, asked time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if a, known := c.attrs.get(dir); known && a.attr.Gen > gen {
+// keepListing keeps all names of dir. Of a directory that is owned, under whatever grant.
+func (c *cache) keepListing(dir, parent cfs.Ino, names map[string]listed, g grant) {
+	s, sl := c.listAt(dir)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(names) > maxListed || c.names.Load()+int64(len(names)) > maxListedAll || sl.recalled > g.asked || sl.changed > g.asked || sl.changing > 0 {
 		return
 	}
-	if len(c.listings) >= maxListings {
-		oldest, at := dir, time.Now().Add(c.ttl)
-		for i, l := range c.listings {
-			if l.expires.Before(at) {
-				oldest, at = i, l.expires
-			}
-		}
-		delete(c.listings, oldest)
+	if s.listings == nil {
+		s.listings = map[cfs.Ino]*listing{}
 	}
-	c.listings[dir] = &listing{gen: gen, names: map[string]struct{}{}, early: map[uint64]listingChange{}, expires: asked.Add(c.ttl)}
+	c.dropListingLocked(s, dir)
+	for victim := range s.listings {
+		if len(s.listings) < maxListings {
+			break
+		}
+		c.dropListingLocked(s, victim)
+	}
+	s.listings[dir] = &listing{grant: g, parent: parent, names: names}
+	c.names.Add(int64(len(names)))
 }
 
-// changed notes our change of a directory from generation was to gen: it has the
-// name now, or not any more. asked is when the cluster was asked for it.
-func (c *cache) changed(dir cfs.Ino, was, gen uint64, name string, present bool, asked time.Time) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	l := c.listings[dir]
-	if l == nil {
+func (c *cache) dropListingLocked(s *cacheShard, dir cfs.Ino) {
+	if l := s.listings[dir]; l != nil {
+		c.names.Add(-int64(len(l.names)))
+		delete(s.listings, dir)
+	}
+}
+
+// dropListing forgets what is known of a directory as a whole.
+func (c *cache) dropListing(dir cfs.Ino) {
+	s, _ := c.listAt(dir)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c.dropListingLocked(s, dir)
+}
+
+// recallList gives the lease of a directory's names back.
+func (c *cache) recallList(dir cfs.Ino) {
+	s, sl := c.listAt(dir)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sl.recalled = c.seq.Add(1)
+	c.dropListingLocked(s, dir)
+}
+
+// listed is the inode that a listing has behind a name (0: none), if there is one
+// that is leased in era, or of a directory that is owned.
+func (c *cache) listed(dir cfs.Ino, name string, era uint64, owned bool) (i cfs.Ino, ok bool) {
+	s, sl := c.listAt(dir)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	l := s.listings[dir]
+	if l == nil || !owned && !sl.covers(l.grant, era) {
+		return 0, false
+	}
+	return l.names[name].ino, true
+}
+
+// entries is a whole listing in the order of names, on the same terms.
+func (c *cache) entries(dir cfs.Ino, era uint64, owned bool) (parent cfs.Ino, all []cfs.Dirent, ok bool) {
+	s, sl := c.listAt(dir)
+	s.mu.Lock()
+	l := s.listings[dir]
+	if l == nil || !owned && (!sl.covers(l.grant, era) || sl.changing > 0) {
+		s.mu.Unlock()
+		return 0, nil, false
+	}
+	parent = l.parent
+	all = make([]cfs.Dirent, 0, len(l.names))
+	for name, e := range l.names {
+		if e.ino != 0 {
+			all = append(all, cfs.Dirent{Name: name, Ino: e.ino, Mode: e.mode})
+		}
+	}
+	s.mu.Unlock()
+	sort.Slice(all, func(i, j int) bool { return all[i].Name < all[j].Name })
+	return parent, all, true
+}
+
+// listCurrent reports that nothing of a directory's list has been recalled or changed since g.
+func (c *cache) listCurrent(dir cfs.Ino, g grant, era uint64) bool {
+	s, sl := c.listAt(dir)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return g.era == era && sl.fresh(g)
+}
+
+// setLocked notes a change of our own; a later one of the same name stays.
+func (l *listing) setLocked(c *cache, name string, e listed) {
+	old, had := l.names[name]
+	if had && old.gen > e.gen {
 		return
 	}
-	if was < l.gen || len(l.early) >= maxEarly || len(l.names) >= maxListed {
-		delete(c.listings, dir) // somebody else's change lies between, or it is too much
-		return
+	if !had {
+		c.names.Add(1)
 	}
-	l.early[was] = listingChange{gen, name, present, asked.Add(c.ttl)}
-	for {
-		next, ok := l.early[l.gen]
-		if !ok {
-			return
-		}
-		delete(l.early, l.gen)
-		l.gen = next.gen
-		if next.present {
-			l.names[next.name] = struct{}{}
-		} else {
-			delete(l.names, next.name)
-		}
-		l.expires = next.expires
-	}
+	l.names[name] = e
 }
 
-// forgetListing drops what is known of a directory as a whole.
-func (c *cache) forgetListing(dir cfs.Ino) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.listings, dir)
-}
-
-// absent reports that a directory certainly had no such name a moment ago.
-func (c *cache) absent(dir cfs.Ino, name string) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	l := c.listings[dir]
-	if l == nil || time.Now().After(l.expires) {
-		return false
-	}
-	for _, e := range l.early {
-		if e.name == name {
-			return false
+// pruneLocked forgets what has gone.
+func (l *listing) pruneLocked(c *cache) {
+	for name, e := range l.names {
+		if e.ino == 0 {
+			delete(l.names, name)
+			c.names.Add(-1)
 		}
 	}
-	_, there := l.names[name]
-	return !there
 }

@@ -261,14 +261,13 @@ func (c *Client) carryLock(o *lockOwner, l cfs.Lock) error {
 		case !holds && l.Type == cfs.LockNone:
 			return nil
 		}
-		res, _, err := c.doIn(c.ctx, s, cfs.Cred{}, []cfs.Op{{Kind: cfs.OpLock, Ino: o.ino, Lock: l}})
+		_, _, err := c.doIn(c.ctx, s, cfs.Cred{}, []cfs.Op{{Kind: cfs.OpLock, Ino: o.ino, Lock: l}})
 		if errors.Is(err, cfs.NoSession) && c.session.Load() != s {
 			continue // whatever it did has gone with the session
 		}
 		switch cfs.KindOf(err) {
 		case cfs.KindOK:
 			c.locks.note(o, s, &l)
-			c.seen(res[0].Attr)
 		case cfs.Timeout, cfs.Closed, cfs.Canceled, cfs.Unavailable:
 			if l.Type != cfs.LockNone {
 				c.locks.note(o, s, &l) // it may have been carried out
@@ -278,14 +277,6 @@ func (c *Client) carryLock(o *lockOwner, l cfs.Lock) error {
 			c.locksLost(s)
 		}
 		return err
-	}
-}
-
-// seen takes note of an inode as it was when a lock was set.
-func (c *Client) seen(a cfs.Attr) {
-	a = c.cache.putAttr(a)
-	if n := c.find(a.Ino); n != nil {
-		n.observe(a)
 	}
 }
 

@@ -1,8 +1,10 @@
 package client
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/claudefs/claudefs/cfs"
@@ -10,59 +12,87 @@ import (
 
 // Lookup finds a name in a directory.
 func (c *Client) Lookup(ctx context.Context, dir cfs.Ino, name string) (cfs.Attr, error) {
-	if i, ok := c.cache.name(dir, name); ok {
-		if i == 0 {
-			return cfs.Attr{}, cfs.E("lookup", cfs.NotFound, nil)
-		}
-		if a, ok := c.cache.attr(i); ok {
-			return c.overlay(a), nil
-		}
-	} else if c.cache.absent(dir, name) {
+	before := c.cache.seq.Load()
+	i, known := c.cachedName(dir, name)
+	if known && i == 0 {
 		return cfs.Attr{}, cfs.E("lookup", cfs.NotFound, nil)
+	}
+	if known {
+		a, ok := c.cachedAttr(i)
+		if ok && c.cache.seq.Load() != before { // the name may have gone before the attributes were found
+			var still cfs.Ino
+			still, ok = c.cachedName(dir, name)
+			ok = ok && still == i
+		}
+		if ok {
+			return a, nil
+		}
 	}
 	return c.lookup(ctx, dir, name)
 }
 
+// cachedName is the inode behind a name (0: none), as far as leases say it.
+func (c *Client) cachedName(dir cfs.Ino, name string) (cfs.Ino, bool) {
+	st := c.leases.state.Load()
+	owned := c.owns(dir)
+	if i, ok, changing := c.cache.name(dir, name, st.era); ok && !owned {
+		return i, c.leases.boot() < st.until
+	} else if changing && !owned {
+		return 0, false
+	}
+	i, ok := c.cache.listed(dir, name, st.era, owned)
+	if ok && owned {
+		return i, c.leases.boot() < st.alive && c.owns(dir)
+	}
+	return i, ok && c.leases.boot() < st.until
+}
+
+// cachedAttr is an inode's attributes with what this client has written to it, as far as leases say them.
+func (c *Client) cachedAttr(i cfs.Ino) (cfs.Attr, bool) {
+	st := c.leases.state.Load()
+	n := c.inodes.find(i)
+	if n != nil {
+		if a, ok := n.ownAttr(); ok {
+			return a, c.leases.boot() < st.alive
+		}
+	}
+	a, ok := c.cache.attr(i, st.era)
+	if !ok || c.leases.boot() >= st.until {
+		return cfs.Attr{}, false
+	}
+	if n != nil {
+		a = n.overlay(a)
+	}
+	return a, true
+}
+
 // lookup asks the leader.
 func (c *Client) lookup(ctx context.Context, dir cfs.Ino, name string) (cfs.Attr, error) {
-	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryLookup, Dir: dir, Name: name})
+	a, g, err := c.askLeased(ctx, &cfs.Query{Kind: cfs.QueryLookup, Dir: dir, Name: name})
 	if a != nil && a.Dir.Ino != 0 {
-		c.cache.putAttr(a.Dir)
-		c.cache.putName(dir, name, a.Attr.Ino, a.Dir.Gen)
+		c.cache.putName(dir, name, a.Attr.Ino, a.Dir.Gen, g)
 	}
 	if err != nil {
 		return cfs.Attr{}, err
 	}
-	return c.overlay(c.cache.putAttr(a.Attr)), nil
+	c.cache.putAttr(&a.Attr, g)
+	return c.overlay(a.Attr), nil
 }
 
 // GetAttr is an inode's attributes, with what this client has written to it.
 func (c *Client) GetAttr(ctx context.Context, i cfs.Ino) (cfs.Attr, error) {
-	a, err := c.attr(ctx, i)
-	if err != nil {
-		return cfs.Attr{}, err
-	}
-	return c.overlay(a), nil
-}
-
-// attr is an inode's attributes as the cluster has them.
-func (c *Client) attr(ctx context.Context, i cfs.Ino) (cfs.Attr, error) {
-	if a, ok := c.cache.attr(i); ok {
+	if a, ok := c.cachedAttr(i); ok {
 		return a, nil
 	}
-	return c.freshAttr(ctx, i)
-}
-
-// freshAttr asks the leader.
-func (c *Client) freshAttr(ctx context.Context, i cfs.Ino) (cfs.Attr, error) {
-	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryGetAttr, Ino: i})
+	a, g, err := c.askLeased(ctx, &cfs.Query{Kind: cfs.QueryGetAttr, Ino: i})
 	if errors.Is(err, cfs.Stale) {
 		c.cache.forgetAttr(i)
 	}
 	if err != nil {
 		return cfs.Attr{}, err
 	}
-	return c.cache.putAttr(a.Attr), nil
+	c.cache.putAttr(&a.Attr, g)
+	return c.overlay(a.Attr), nil
 }
 
 // overlay adds what this client has written and not committed yet.
@@ -73,16 +103,22 @@ func (c *Client) overlay(a cfs.Attr) cfs.Attr {
 	return a
 }
 
-// SetAttr changes the attributes that mask names.
+// SetAttr changes the attributes that mask names. Those of a file that this client owns it may keep back,
+// where a kernel has checked that the change is allowed.
 func (c *Client) SetAttr(ctx context.Context, cred cfs.Cred, i cfs.Ino, mask cfs.SetMask, a cfs.Attr) (cfs.Attr, error) {
 	op := cfs.Op{Kind: cfs.OpSetAttr, Ino: i, Mask: mask, Attr: a}
-	// A later commit of earlier writes must not undo a new size or new times.
-	if mask&(cfs.SetSize|cfs.SetMtime|cfs.SetMtimeNow|cfs.SetCtime) == 0 {
-		return c.change(ctx, cred, op)
-	}
 	n := c.find(i)
 	if n == nil {
 		return c.resize(ctx, cred, op)
+	}
+	if !cred.Enforce {
+		if out, ok := n.fold(mask, &a); ok {
+			return out, nil
+		}
+	}
+	// A later commit of earlier writes must not undo a new size or new times, nor one of earlier changes any.
+	if mask&(cfs.SetSize|cfs.SetMtime|cfs.SetMtimeNow|cfs.SetCtime) == 0 && !n.folding() {
+		return c.change(ctx, cred, op)
 	}
 	var out cfs.Attr
 	err := n.settled(ctx, func() (err error) {
@@ -101,19 +137,31 @@ func (c *Client) change(ctx context.Context, cred cfs.Cred, op cfs.Op) (cfs.Attr
 	if err != nil {
 		return cfs.Attr{}, err
 	}
-	return c.overlay(c.cache.putAttr(res[0].Attr)), nil
+	return c.overlay(res[0].Attr), nil
 }
 
 // Create makes an inode of mode's type: a file, directory, device, FIFO, socket,
 // or a symbolic link to target. Without exclusive an existing regular file is
 // returned as it is.
 func (c *Client) Create(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string, mode, rdev uint32, target string, exclusive bool) (cfs.Attr, error) {
-	op := cfs.Op{Kind: cfs.OpCreate, Dir: dir, Name: name, Exclusive: exclusive, Flags: cred.Umask,
+	op := cfs.Op{Kind: cfs.OpCreate, Dir: dir, Name: name, Exclusive: exclusive, Flags: cred.Umask, Lease: c.mayOwn(mode),
 		Attr: cfs.Attr{Mode: mode, UID: cred.UID, GID: cred.GID, Rdev: rdev}}
 	if target != "" {
 		op.Value = []byte(target)
 	}
-	return c.entryOp(ctx, cred, op, dir, name)
+	s := c.session.Load()
+	g := c.grantOf(s)
+	a, err := c.entryOp(ctx, cred, op)
+	if err == nil {
+		c.adopt(s, &a, dir, g)
+	}
+	return a, err
+}
+
+// mayOwn reports that what is created with mode is to be owned.
+func (c *Client) mayOwn(mode uint32) bool {
+	t := mode & cfs.ModeType
+	return (t == cfs.ModeRegular || t == cfs.ModeDir) && c.leases.state.Load().epoch != 0 && c.inodes.owned.Load() < maxOwned
 }
 
 // Link adds a name to an inode. The first name of one that Tmpfile made ends the
@@ -121,9 +169,14 @@ func (c *Client) Create(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name st
 func (c *Client) Link(ctx context.Context, cred cfs.Cred, i, dir cfs.Ino, name string) (cfs.Attr, error) {
 	n := c.find(i)
 	nameless := n != nil && n.orphan.Load()
-	a, err := c.entryOp(ctx, cred, cfs.Op{Kind: cfs.OpLink, Ino: i, Dir: dir, Name: name}, dir, name)
+	if n != nil && n.folding() { // what is kept back is older than the link
+		if err := n.flush(ctx); err != nil {
+			return cfs.Attr{}, err
+		}
+	}
+	a, err := c.entryOp(ctx, cred, cfs.Op{Kind: cfs.OpLink, Ino: i, Dir: dir, Name: name})
 	if err == nil && nameless {
-		n.orphan.Store(false)
+		n.appear()
 	}
 	return a, err
 }
@@ -137,7 +190,7 @@ func (c *Client) Tmpfile(ctx context.Context, cred cfs.Cred, dir cfs.Ino, mode u
 		return nil, cfs.Attr{}, err
 	}
 	f := c.OpenNew(res[0].Attr, flags)
-	f.n.orphan.Store(true)
+	f.n.vanish(true)
 	return f, res[0].Attr, nil
 }
 
@@ -160,21 +213,16 @@ func (c *Client) resize(ctx context.Context, cred cfs.Cred, op cfs.Op) (cfs.Attr
 	}
 }
 
-// entryOp carries out an operation that gives dir the name.
-func (c *Client) entryOp(ctx context.Context, cred cfs.Cred, op cfs.Op, dir cfs.Ino, name string) (cfs.Attr, error) {
-	asked := time.Now()
+// entryOp carries out an operation that gives a directory a name.
+func (c *Client) entryOp(ctx context.Context, cred cfs.Cred, op cfs.Op) (cfs.Attr, error) {
 	res, err := c.do(ctx, cred, op)
 	if err != nil {
 		return cfs.Attr{}, err
 	}
-	r := &res[0]
-	c.cache.putAttr(r.Dir)
-	c.cache.putName(dir, name, r.Attr.Ino, r.Dir.Gen)
-	c.cache.changed(dir, r.DirWas, r.Dir.Gen, name, true, asked)
-	if op.Kind == cfs.OpCreate && r.Attr.IsDir() {
-		c.cache.made(r.Attr.Ino, r.Attr.Gen, asked)
+	if n := c.find(op.Dir); n != nil {
+		n.touch()
 	}
-	return c.overlay(c.cache.putAttr(r.Attr)), nil
+	return c.overlay(res[0].Attr), nil
 }
 
 // Unlink removes a name that is not a directory. An inode that this client has
@@ -189,40 +237,15 @@ func (c *Client) Rmdir(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name str
 }
 
 func (c *Client) removal(ctx context.Context, cred cfs.Cred, op cfs.Op) error {
-	asked := time.Now()
-	r, err := c.doHolding(ctx, cred, op, op.Dir, op.Name)
-	if err != nil {
-		return err
-	}
-	c.cache.putAttr(r.Dir)
-	c.cache.putName(op.Dir, op.Name, 0, r.Dir.Gen)
-	c.cache.changed(op.Dir, r.DirWas, r.Dir.Gen, op.Name, false, asked)
-	return nil
+	_, err := c.doHolding(ctx, cred, op, op.Dir, op.Name)
+	return err
 }
 
 // Rename moves a name; flags are RENAME_NOREPLACE or RENAME_EXCHANGE.
 func (c *Client) Rename(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string, newDir cfs.Ino, newName string, flags uint32) error {
 	op := cfs.Op{Kind: cfs.OpRename, Dir: dir, Name: name, NewDir: newDir, NewName: newName, Flags: flags}
-	moved, _ := c.cache.name(dir, name)
-	replaced, _ := c.cache.name(newDir, newName)
-	r, err := c.doHolding(ctx, cred, op, newDir, newName)
-	if err != nil {
-		return err
-	}
-	c.cache.putAttr(r.Dir)
-	to := r.Dir.Gen
-	if r.NewDir.Ino != 0 {
-		c.cache.putAttr(r.NewDir)
-		to = r.NewDir.Gen
-	}
-	c.cache.forgetListing(dir)
-	c.cache.forgetListing(newDir)
-	// The reply does not say what has moved, and what the cache knew of it may be old.
-	c.cache.forgetName(dir, name, r.Dir.Gen)
-	c.cache.forgetName(newDir, newName, to)
-	c.cache.forgetAttr(moved) // its change time is new
-	c.cache.forgetAttr(replaced)
-	return nil
+	_, err := c.doHolding(ctx, cred, op, newDir, newName)
+	return err
 }
 
 // maxRetargets is how often an operation is tried for another inode that has
@@ -281,52 +304,74 @@ func (c *Client) lostName(a *cfs.Attr, held bool) {
 	if a.Ino == 0 {
 		return
 	}
-	c.cache.putAttr(*a)
-	if a.Nlink > 0 {
-		return
+	if n := c.find(a.Ino); n != nil && a.Nlink == 0 {
+		n.vanish(held)
+		c.inodes.settle(n)
 	}
-	if n := c.find(a.Ino); n != nil && held {
-		n.orphan.Store(true)
+}
+
+// cachedValue asks for a value of an inode, or takes it from the cache. Changes of attributes that are kept back
+// may change it too: they go first.
+func (c *Client) cachedValue(ctx context.Context, k valueKey) (cachedValue, error) {
+	if n := c.find(k.ino); n != nil && n.folding() {
+		if err := n.flush(ctx); err != nil {
+			return cachedValue{}, err
+		}
 	}
+	st := c.leases.state.Load()
+	if v, ok := c.cache.value(k, st.era); ok && c.leases.boot() < st.until {
+		if v.kind != cfs.KindOK {
+			return v, cfs.E("query", v.kind, nil)
+		}
+		return v, nil
+	}
+	a, g, err := c.askLeased(ctx, &cfs.Query{Kind: k.kind, Ino: k.ino, Name: k.name})
+	if a == nil {
+		return cachedValue{}, err
+	}
+	v := cachedValue{kind: a.Kind, value: a.Value, names: a.Names, grant: g}
+	if err == nil || errors.Is(err, cfs.NoAttr) {
+		c.cache.putValue(k, v)
+	}
+	return v, err
 }
 
 // Readlink is a symbolic link's target.
 func (c *Client) Readlink(ctx context.Context, i cfs.Ino) (string, error) {
-	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryReadlink, Ino: i})
-	if err != nil {
-		return "", err
-	}
-	return string(a.Value), nil
+	v, err := c.cachedValue(ctx, valueKey{ino: i, kind: cfs.QueryReadlink})
+	return string(v.value), err
 }
 
 // GetXattr is the value of an extended attribute; NoAttr when there is none.
 func (c *Client) GetXattr(ctx context.Context, i cfs.Ino, name string) ([]byte, error) {
-	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryGetXattr, Ino: i, Name: name})
-	if err != nil {
-		return nil, err
-	}
-	return a.Value, nil
+	v, err := c.cachedValue(ctx, valueKey{ino: i, kind: cfs.QueryGetXattr, name: name})
+	return bytes.Clone(v.value), err
 }
 
 // SetXattr sets an extended attribute; flags are XATTR_CREATE or XATTR_REPLACE.
 func (c *Client) SetXattr(ctx context.Context, cred cfs.Cred, i cfs.Ino, name string, value []byte, flags uint32) error {
-	_, err := c.change(ctx, cred, cfs.Op{Kind: cfs.OpSetXattr, Ino: i, Name: name, Value: value, Flags: flags})
-	return err
+	return c.changeXattr(ctx, cred, cfs.Op{Kind: cfs.OpSetXattr, Ino: i, Name: name, Value: value, Flags: flags})
 }
 
 // RemoveXattr removes an extended attribute.
 func (c *Client) RemoveXattr(ctx context.Context, cred cfs.Cred, i cfs.Ino, name string) error {
-	_, err := c.change(ctx, cred, cfs.Op{Kind: cfs.OpRemoveXattr, Ino: i, Name: name})
+	return c.changeXattr(ctx, cred, cfs.Op{Kind: cfs.OpRemoveXattr, Ino: i, Name: name})
+}
+
+func (c *Client) changeXattr(ctx context.Context, cred cfs.Cred, op cfs.Op) error {
+	if n := c.find(op.Ino); n != nil && n.folding() {
+		if err := n.flush(ctx); err != nil {
+			return err
+		}
+	}
+	_, err := c.change(ctx, cred, op)
 	return err
 }
 
 // ListXattr lists the names of an inode's extended attributes.
 func (c *Client) ListXattr(ctx context.Context, i cfs.Ino) ([]string, error) {
-	a, err := c.ask(ctx, &cfs.Query{Kind: cfs.QueryListXattr, Ino: i})
-	if err != nil {
-		return nil, err
-	}
-	return a.Names, nil
+	v, err := c.cachedValue(ctx, valueKey{ino: i, kind: cfs.QueryListXattr})
+	return slices.Clone(v.names), err
 }
 
 // Statfs is the space of the file system.

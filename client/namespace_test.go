@@ -5,7 +5,6 @@ import (
 	"slices"
 	"sync"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -89,7 +88,8 @@ func TestNamespace(t *testing.T) {
 // TestNamesAreCachedAndGoStale counts the questions to the leader.
 func TestNamesAreCached(t *testing.T) {
 	b := newBed(t, 3)
-	c := b.mount(t, func(cfg *Config) { cfg.CacheTTL = MaxCacheTTL })
+	c := b.mount(t)
+	awaitLease(c)
 	ctx := t.Context()
 	lookups := 0
 	var mu sync.Mutex
@@ -115,11 +115,10 @@ func TestNamesAreCached(t *testing.T) {
 	if lookups != 1 {
 		t.Errorf("%d lookups were sent, want 1", lookups)
 	}
-	other := b.mount(t, func(cfg *Config) { cfg.CacheTTL = time.Millisecond })
+	other := b.mount(t)
 	_, err = other.Lookup(ctx, cfs.RootIno, "f")
 	wantKind(t, err, cfs.NotFound)
 	ino := put(t, c, "f", []byte("new"))
-	time.Sleep(2 * time.Millisecond) // longer than the other's time to live
 	if a, err := other.Lookup(ctx, cfs.RootIno, "f"); err != nil || a.Ino != ino || a.Size != 3 {
 		t.Errorf("another client finds %+v, %v", a, err)
 	}

@@ -209,6 +209,7 @@ func TestOneFullDevice(t *testing.T) {
 	wait(t, "a put meets the full node", func() bool { return c.Stats().putRetries.Load() > 0 })
 	b.setState(b.nodes[1], cfs.StateDown) // as the cluster plans without what is full
 	b.apply(0, cfs.Op{Kind: cfs.OpSetNode, Node: cfs.Node{ID: b.nodes[1].node, Addr: b.nodes[1].addr, State: cfs.StateUp}})
+	must(t, f.Sync(t.Context()))
 	must(t, f.Close(t.Context()))
 	check(t, c, "f", data)
 	b.checkStripes(t, c)
@@ -239,6 +240,7 @@ func TestFullForAMoment(t *testing.T) {
 	time.Sleep(2 * c.forSpace)
 	wait(t, "another failure", func() bool { return c.Stats().putRetries.Load() > tries })
 	full.blind.Store(false)
+	must(t, f.Sync(t.Context()))
 	must(t, f.Close(t.Context()))
 	f = begin("g")
 	for range 15 {
@@ -246,6 +248,7 @@ func TestFullForAMoment(t *testing.T) {
 		time.Sleep(50 * time.Millisecond)
 	}
 	full.noSpace.Store(false)
+	must(t, f.Sync(t.Context()))
 	must(t, f.Close(t.Context()))
 	check(t, c, "f", data)
 	check(t, c, "g", data)

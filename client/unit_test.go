@@ -132,62 +132,162 @@ func TestChunk(t *testing.T) {
 }
 
 func TestCache(t *testing.T) {
-	c := newCache(time.Hour)
-	c.putAttr(cfs.Attr{Ino: 5, Gen: 10, Size: 1})
-	if got := c.putAttr(cfs.Attr{Ino: 5, Gen: 9, Size: 2}); got.Size != 1 {
+	c := newCache()
+	g := grant{era: 1}
+	c.putAttr(&cfs.Attr{Ino: 5, Gen: 10, Size: 1}, g)
+	c.putAttr(&cfs.Attr{Ino: 5, Gen: 9, Size: 2}, g)
+	if got, ok := c.attr(5, 1); !ok || got.Size != 1 {
 		t.Errorf("an older answer won: %+v", got)
 	}
-	c.putAttr(cfs.Attr{})
-	if _, ok := c.attr(0); ok {
-		t.Error("attributes of no inode")
+	if _, ok := c.attr(5, 2); ok {
+		t.Error("attributes of another era")
 	}
-	c.forgetAttr(5)
-	if _, ok := c.attr(5); ok {
-		t.Error("forgotten attributes")
+	c.putAttr(&cfs.Attr{}, g)
+	c.putAttr(&cfs.Attr{Ino: 6, Gen: 1}, grant{})
+	for _, i := range []cfs.Ino{0, 6} {
+		if _, ok := c.attr(i, 0); ok {
+			t.Errorf("attributes of %d without a lease", i)
+		}
 	}
-	c.putName(1, "a", 5, 10)
-	c.putName(1, "a", 0, 9)
-	if i, ok := c.name(1, "a"); !ok || i != 5 {
+	c.recallAttr(5)
+	if _, ok := c.attr(5, 1); ok {
+		t.Error("recalled attributes")
+	}
+	c.putAttr(&cfs.Attr{Ino: 5, Gen: 11}, g)
+	if _, ok := c.attr(5, 1); ok {
+		t.Error("an answer that a recall has overtaken is kept")
+	}
+	g.asked = c.seq.Load()
+	c.putAttr(&cfs.Attr{Ino: 5, Gen: 11}, g)
+	if _, ok := c.attr(5, 1); !ok {
+		t.Error("an answer from after the recall is not kept")
+	}
+	c.putName(1, "a", 5, 10, g)
+	c.putName(1, "a", 0, 9, g)
+	if i, ok, _ := c.name(1, "a", 1); !ok || i != 5 {
 		t.Errorf("name: %d, %v", i, ok)
 	}
-	c.putName(1, "a", 0, 11)
-	if i, ok := c.name(1, "a"); !ok || i != 0 {
+	c.putName(1, "a", 0, 11, g)
+	if i, ok, _ := c.name(1, "a", 1); !ok || i != 0 {
 		t.Errorf("negative: %d, %v", i, ok)
 	}
-	c.forgetName(1, "a", 12)
-	if _, ok := c.name(1, "a"); ok {
-		t.Error("a forgotten name")
+	c.recallName(1, "a")
+	c.putName(1, "a", 8, 12, g)
+	if _, ok, _ := c.name(1, "a", 1); ok {
+		t.Error("a late answer brought a recalled name back")
 	}
-	c.putName(1, "a", 7, 11) // from before it was forgotten
-	if _, ok := c.name(1, "a"); ok {
-		t.Error("a late answer brought a forgotten name back")
+}
+
+// TestCacheDuringChanges: what a command of ours changes is no answer while it is on its way, nor is
+// what was asked for meanwhile.
+func TestCacheDuringChanges(t *testing.T) {
+	c := newCache()
+	g := grant{era: 1}
+	c.putAttr(&cfs.Attr{Ino: 5, Gen: 10}, g)
+	c.putName(1, "a", 5, 10, g)
+	ops := []cfs.Op{{Kind: cfs.OpUnlink, Dir: 1, Name: "a"}}
+	ch := c.begin(g, ops, func(cfs.Ino, string) (cfs.Ino, bool) { return 5, true })
+	if _, ok := c.attr(5, 1); ok {
+		t.Error("attributes that are being changed")
 	}
-	c.putName(1, "a", 8, 12)
-	if i, ok := c.name(1, "a"); !ok || i != 8 {
-		t.Errorf("after an answer of now: %d, %v", i, ok)
+	if _, ok, _ := c.name(1, "a", 1); ok {
+		t.Error("a name that is being changed")
 	}
-	none := newCache(0)
-	none.putAttr(cfs.Attr{Ino: 5, Gen: 1})
-	if _, ok := none.attr(5); ok {
-		t.Error("cached for no time at all")
+	late := grant{era: 1, asked: c.seq.Load()}
+	ch.end([]cfs.Result{{Attr: cfs.Attr{Ino: 5, Gen: 12, Nlink: 1}, Dir: cfs.Attr{Ino: 1, Gen: 11}}}, false)
+	if a, ok := c.attr(5, 1); !ok || a.Gen != 12 {
+		t.Errorf("the lease of before does not stay through our own change: %+v, %v", a, ok)
+	}
+	if i, ok, _ := c.name(1, "a", 1); !ok || i != 0 {
+		t.Errorf("after the unlink: %d, %v", i, ok)
+	}
+	c.putName(1, "b", 7, 11, late)
+	c.putAttr(&cfs.Attr{Ino: 1, Gen: 10}, late)
+	if _, ok := c.attr(1, 1); ok {
+		t.Error("an answer from before the change is kept")
+	}
+	ch = c.begin(grant{era: 1, asked: c.seq.Load()}, ops, func(cfs.Ino, string) (cfs.Ino, bool) { return 0, false })
+	if _, ok := c.attr(5, 1); ok {
+		t.Error("an attribute is an answer while it is not known what is being unlinked")
+	}
+	ch.end(nil, false)
+	if _, ok := c.attr(5, 1); !ok {
+		t.Error("a refused command has changed something")
+	}
+	ch = c.begin(grant{era: 1, asked: c.seq.Load()}, ops, func(cfs.Ino, string) (cfs.Ino, bool) { return 5, true })
+	ch.void()
+	if _, ok := c.attr(5, 1); ok {
+		t.Error("what may have been changed is an answer")
+	}
+	if c.blind.Load() != 0 {
+		t.Error("a mark is left")
+	}
+}
+
+func TestListings(t *testing.T) {
+	c := newCache()
+	c.keepListing(7, 1, map[string]listed{}, grant{})
+	if _, ok := c.listed(7, "a", 1, false); ok {
+		t.Error("a listing without a lease answers for a directory that is not owned")
+	}
+	if i, ok := c.listed(7, "a", 1, true); !ok || i != 0 {
+		t.Error("a new directory is empty")
+	}
+	know := func(cfs.Ino, string) (cfs.Ino, bool) { return 0, true }
+	create := c.begin(grant{}, []cfs.Op{{Kind: cfs.OpCreate, Dir: 7, Name: "a"}}, know)
+	unlink := c.begin(grant{}, []cfs.Op{{Kind: cfs.OpUnlink, Dir: 7, Name: "a"}}, know)
+	unlink.end([]cfs.Result{{Attr: cfs.Attr{Ino: 9, Gen: 6}, Dir: cfs.Attr{Ino: 7, Gen: 6}}}, false) // overtakes the reply to the create
+	create.end([]cfs.Result{{Attr: cfs.Attr{Ino: 9, Gen: 5}, Dir: cfs.Attr{Ino: 7, Gen: 5}}}, false)
+	if i, ok := c.listed(7, "a", 1, true); !ok || i != 0 {
+		t.Errorf("a reply that came late won: %d, %v", i, ok)
+	}
+	if n := c.names.Load(); n != 0 {
+		t.Errorf("%d names are counted", n)
+	}
+	c.begin(grant{}, []cfs.Op{{Kind: cfs.OpCreate, Dir: 7, Name: "b"}}, know).
+		end([]cfs.Result{{Attr: cfs.Attr{Ino: 10, Gen: 7, Mode: cfs.ModeRegular}, Dir: cfs.Attr{Ino: 7, Gen: 7}}}, false)
+	if _, all, ok := c.entries(7, 1, true); !ok || len(all) != 1 || all[0].Name != "b" || all[0].Ino != 10 {
+		t.Errorf("entries %+v, %v", all, ok)
+	}
+	g := grant{era: 1, asked: c.seq.Load()}
+	c.keepListing(8, 1, map[string]listed{"x": {ino: 3}}, g)
+	if i, ok := c.listed(8, "x", 1, false); !ok || i != 3 {
+		t.Errorf("a leased listing: %d, %v", i, ok)
+	}
+	c.recallList(8)
+	c.keepListing(8, 1, map[string]listed{}, g)
+	if _, ok := c.listed(8, "x", 1, false); ok {
+		t.Error("a listing from before its recall is kept")
+	}
+	for i := range cfs.Ino(3 * cacheShards * maxListings) {
+		c.keepListing(1000+i, 1, map[string]listed{"x": {}}, grant{asked: c.seq.Load()})
+	}
+	kept := 0
+	for i := range c.shard {
+		kept += len(c.shard[i].listings)
+	}
+	if kept > cacheShards*maxListings || c.names.Load() > int64(kept) {
+		t.Errorf("%d listings with %d names", kept, c.names.Load())
 	}
 }
 
 func TestCacheIsBounded(t *testing.T) {
-	c := newCache(time.Hour)
-	for i := range cfs.Ino(3 * maxCached) {
-		c.putAttr(cfs.Attr{Ino: i + 1, Gen: 1})
+	c := newCache()
+	for i := range cfs.Ino(4 * maxCached * cacheShards) {
+		c.putAttr(&cfs.Attr{Ino: i + 1, Gen: 1}, grant{era: 1})
 		if i%1000 != 0 {
 			continue
 		}
-		if _, ok := c.attr(1); !ok { // in use: it stays
+		if _, ok := c.attr(1, 1); !ok { // in use: it stays
 			t.Fatalf("the attributes in use went after %d others", i)
 		}
 	}
-	if n := len(c.attrs.young) + len(c.attrs.old); n > 2*maxCached {
-		t.Errorf("%d entries", n)
+	for i := range c.shard {
+		if n := len(c.shard[i].attrs.young) + len(c.shard[i].attrs.old); n > 2*maxCached {
+			t.Errorf("%d entries", n)
+		}
 	}
-	if _, ok := c.attr(2); ok {
+	if _, ok := c.attr(2, 1); ok {
 		t.Error("the oldest is still there")
 	}
 }
@@ -250,10 +350,12 @@ func allocs(t *testing.T, fn func()) float64 {
 }
 
 func TestAllocCache(t *testing.T) {
-	c := newCache(time.Hour)
-	c.putAttr(cfs.Attr{Ino: 5, Gen: 1})
-	c.putName(1, "a", 5, 1)
-	if n := allocs(t, func() { c.attr(5); c.name(1, "a"); c.putAttr(cfs.Attr{Ino: 5, Gen: 1}) }); n != 0 {
+	c := newCache()
+	g := grant{era: 1}
+	a := cfs.Attr{Ino: 5, Gen: 1}
+	c.putAttr(&a, g)
+	c.putName(1, "a", 5, 1, g)
+	if n := allocs(t, func() { c.attr(5, 1); c.name(1, "a", 1); c.putAttr(&a, g) }); n != 0 {
 		t.Errorf("a hit of the cache allocates %v times", n)
 	}
 }

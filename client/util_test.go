@@ -105,6 +105,7 @@ func put(t testing.TB, c *Client, name string, data []byte) cfs.Ino {
 	t.Helper()
 	f := create(t, c, name)
 	writeIn(t, f, data, 0, 128<<10)
+	must(t, f.Sync(t.Context())) // tests look at the state
 	must(t, f.Close(t.Context()))
 	return f.n.ino
 }

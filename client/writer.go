@@ -40,11 +40,7 @@ func (n *inode) put(k *chunk) {
 	if err != nil {
 		n.leaveLocked(func(o *chunk) bool { return o == k }, err)
 	}
-	if !n.committing { // after a failure too: what is put already may have waited for this chunk
-		n.committing = true
-		n.c.wg.Add(1)
-		go n.commitPut()
-	}
+	n.kickLocked() // after a failure too: what is put already may have waited for this chunk
 }
 
 // putChunk turns a chunk's bytes into extents: inline where they are few, else as
@@ -256,23 +252,84 @@ func (c *Client) suspect(d cfs.DeviceID, err error) {
 	}
 }
 
+// kickLocked has the committer look for work.
+func (n *inode) kickLocked() {
+	if !n.committing {
+		n.committing = true
+		n.c.wg.Add(1)
+		go n.commitPut()
+	}
+}
+
+// work is what one commit of an inode carries.
+type work struct {
+	batch     []*chunk
+	ops       []cfs.Op
+	sess      *session
+	folded    bool // with n.sent
+	surrender bool
+	lazy      bool // nobody waits for it
+}
+
 // commitPut commits what is put, oldest first, until nothing is.
 func (n *inode) commitPut() {
 	defer n.c.wg.Done()
 	for {
 		n.mu.Lock()
-		batch := n.nextBatchLocked()
-		if len(batch) == 0 {
+		w := n.nextWorkLocked()
+		if w == nil {
 			n.committing = false
 			n.mu.Unlock()
+			n.c.inodes.settle(n)
 			return
 		}
 		n.mu.Unlock()
-		attr, err := n.commit(batch)
+		res, err := n.c.carry(n, w)
 		n.mu.Lock()
-		n.committedLocked(batch, attr, err)
+		n.doneLocked(w, res, err)
 		n.mu.Unlock()
 	}
+}
+
+// nextWorkLocked is the next commit, nil if there is nothing to commit. What is kept back goes with the
+// last of the chunks that are older, and the surrender with the last of all.
+func (n *inode) nextWorkLocked() *work {
+	w := &work{batch: n.nextBatchLocked(), sess: n.ownSess, lazy: n.waiting == 0}
+	if w.sess == nil {
+		w.sess = n.c.session.Load()
+	}
+	size := n.attr.Size
+	if len(w.batch) > 0 {
+		w.sess = w.batch[0].sess
+		op := cfs.Op{Kind: cfs.OpWrite, Ino: n.ino}
+		for _, k := range w.batch {
+			op.Extents = append(op.Extents, k.extents...)
+			op.Epochs = append(op.Epochs, k.epochs...)
+			op.Attr.MtimeNS = max(op.Attr.MtimeNS, k.mtimeNS)
+			size = max(size, k.end())
+		}
+		w.ops = append(w.ops, op)
+	}
+	through := func(seq uint64) bool { // the chunks up to seq are committed with this
+		return len(w.batch) == len(n.chunks) || n.chunks[len(w.batch)].seq > seq
+	}
+	if n.pend.mask != 0 && (n.pendDue || len(w.batch) > 0) && through(n.pendSeq) {
+		w.folded = true
+		w.ops = append(w.ops, n.pend.ops(n.ino, size, n.mtimeNS)...)
+		n.sent, n.pend, n.pendDue, n.sentFolds = n.pend, folded{}, false, n.folds
+	}
+	mine := n.own != ownNone && n.ownSess == w.sess
+	for i := range w.ops {
+		w.ops[i].Lease = mine
+	}
+	if n.own == ownLeaving && n.pend.mask == 0 && through(n.leaveSeq) {
+		w.surrender = true
+		w.ops = append(w.ops, cfs.Op{Kind: cfs.OpSurrender, Ino: n.ino})
+	}
+	if len(w.ops) == 0 {
+		return nil
+	}
+	return w
 }
 
 // nextBatchLocked is the chunks that the next commit carries: the oldest, as far
@@ -298,14 +355,26 @@ func (n *inode) nextBatchLocked() []*chunk {
 	return batch
 }
 
-func (n *inode) commit(batch []*chunk) (cfs.Attr, error) {
-	op := cfs.Op{Kind: cfs.OpWrite, Ino: n.ino}
-	for _, k := range batch {
-		op.Extents = append(op.Extents, k.extents...)
-		op.Epochs = append(op.Epochs, k.epochs...)
-		op.Attr.MtimeNS = max(op.Attr.MtimeNS, k.mtimeNS)
+// carry carries out the operations of a commit: in one command, with others' where nobody waits
+// for it, or in several where it replaces too many extents for one.
+func (c *Client) carry(n *inode, w *work) ([]cfs.Result, error) {
+	var res []cfs.Result
+	var err error
+	if w.lazy {
+		res, err = c.combiner.carry(c, w.sess, w.ops)
+	} else {
+		c.stats.commits.Add(1)
+		res, _, err = c.doIn(c.ctx, w.sess, cfs.Cred{}, w.ops)
 	}
-	return n.commitOp(n.c.ctx, batch[0].sess, op)
+	if !errors.Is(err, cfs.TooBig) || len(w.batch) == 0 {
+		return res, err
+	}
+	a, err := n.commitOp(c.ctx, w.sess, w.ops[0])
+	if err != nil || len(w.ops) == 1 {
+		return []cfs.Result{{Attr: a}}, err
+	}
+	res, _, err = c.doIn(c.ctx, w.sess, cfs.Cred{}, w.ops[1:])
+	return res, err
 }
 
 // commitOp commits extents in the session that they were put in, in several
@@ -333,9 +402,48 @@ func (n *inode) commitOp(ctx context.Context, s *session, op cfs.Op) (cfs.Attr, 
 	return n.commitOp(ctx, s, second)
 }
 
-// committedLocked ends a commit. What was put under an epoch that has passed, or
-// inline where there is no room, is put again; any other failure is the writer's.
-func (n *inode) committedLocked(batch []*chunk, attr cfs.Attr, err error) {
+// doneLocked ends a commit. What was put under an epoch that has passed, or inline where there is no room, is
+// put again; any other failure is the writer's.
+func (n *inode) doneLocked(w *work, res []cfs.Result, err error) {
+	if err == nil {
+		n.dropExtentsLocked()
+	}
+	failed := err
+	if len(w.batch) > 0 && n.batchDoneLocked(w.batch, err) {
+		failed = nil // not the folded change's, which goes again
+	}
+	if w.folded {
+		again := err != nil && len(w.batch) > 0 && n.own != ownNone && n.ownSess == w.sess && !gives(err)
+		if again {
+			n.pend = n.sent.under(n.pend)
+			n.pendDue = true
+		} else {
+			n.foldsDone = max(n.foldsDone, n.sentFolds)
+		}
+		n.sent = folded{}
+		if !again && failed != nil && len(w.batch) == 0 {
+			n.failLocked(failed)
+		}
+	}
+	if gives(err) || w.surrender && (err == nil || len(w.batch) == 0 && !w.folded) {
+		if n.own != ownNone && n.ownSess == w.sess {
+			n.disownLocked()
+		}
+		if gives(err) && n.pend.mask != 0 { // it can never be committed
+			n.pend, n.foldsDone = folded{}, n.folds
+			n.failLocked(err)
+		}
+	}
+	n.movedLocked()
+}
+
+// gives reports a failure that says that the exclusive lease is gone.
+func gives(err error) bool {
+	return errors.Is(err, cfs.NoLease) || errors.Is(err, cfs.NoSession)
+}
+
+// batchDoneLocked ends the chunks of a commit, and reports that they go again, or that their failure has been noted.
+func (n *inode) batchDoneLocked(batch []*chunk, err error) bool {
 	live := batch[:0]
 	for _, k := range batch {
 		if k.state == chunkDropped { // by a lost session, which its writer has been told of
@@ -346,22 +454,20 @@ func (n *inode) committedLocked(batch []*chunk, attr cfs.Attr, err error) {
 		live = append(live, k)
 	}
 	switch cfs.KindOf(err) {
-	case cfs.KindOK:
-		n.observeLocked(n.c.cache.putAttr(attr))
-		n.dropExtentsLocked()
 	case cfs.InlineFull:
 		n.c.inlineFull.Store(true)
 		n.putAgainLocked(live)
-		return
+		return true
 	case cfs.StaleEpoch:
 		n.c.stats.putRetries.Add(uint64(len(live)))
 		n.putAgainLocked(live)
-		return
+		return true
 	}
 	if len(live) > 0 {
 		last := live[len(live)-1].seq
 		n.leaveLocked(func(o *chunk) bool { return o.seq <= last }, err)
 	}
+	return err != nil && len(live) > 0
 }
 
 // putAgainLocked sends the chunks of a batch back to be put.

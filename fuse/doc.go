@@ -25,8 +25,9 @@
 // # Caches of the kernel
 //
 // Entries and attributes are valid for client.AttrTTL, at most maxKernelTTL, and
-// absent names for maxNegativeTTL: until leases come this bounds how long two
-// mounts may differ. A file's pages survive an open only if the inode's
+// absent names for maxNegativeTTL. The client's leases bound it too, and without any the kernel
+// keeps nothing. A change elsewhere recalls the client's leases and not yet what the kernel keeps:
+// this is how long two mounts may differ. A file's pages survive an open only if the inode's
 // generation is the one that the previous open of this mount saw
 // (close-to-open), and go when GETATTR shows a new mtime or size
 // (CAP_AUTO_INVAL_DATA). There is no writeback cache: a write(2) reaches the

@@ -47,7 +47,6 @@ type fileSystem struct {
 	lockWaits chan struct{} // a place for each SetLkw
 	kernel    *gofuse.Server
 
-	attrTTL, negativeTTL time.Duration
 	// setxattrExt: the kernel's requests to set an attribute have flags of its own (Linux 5.14).
 	setxattrExt bool
 	// stop is closed when the mount is forced down: requests that still wait give up.
@@ -55,15 +54,12 @@ type fileSystem struct {
 }
 
 func newFileSystem(b backend, log *slog.Logger, m *Metrics) *fileSystem {
-	ttl := max(0, b.AttrTTL())
 	return &fileSystem{
 		RawFileSystem: gofuse.NewDefaultRawFileSystem(),
 		backend:       b,
 		log:           log,
 		metrics:       m,
 		born:          time.Now(),
-		attrTTL:       min(ttl, maxKernelTTL),
-		negativeTTL:   min(ttl, maxNegativeTTL),
 		lockWaits:     make(chan struct{}, maxLockWaits),
 		stop:          make(chan struct{}),
 	}
@@ -74,6 +70,12 @@ func (fs *fileSystem) Init(s *gofuse.Server) {
 	fs.kernel = s
 	fs.setxattrExt = s.KernelSettings().Flags64()&gofuse.CAP_SETXATTR_EXT != 0
 }
+
+// attrTTL is how long the kernel may keep entries and attributes of now, and negativeTTL absent
+// names: no longer than the client's leases last.
+func (fs *fileSystem) attrTTL() time.Duration { return min(max(0, fs.AttrTTL()), maxKernelTTL) }
+
+func (fs *fileSystem) negativeTTL() time.Duration { return min(fs.attrTTL(), maxNegativeTTL) }
 
 // String names the file system in go-fuse's messages.
 func (fs *fileSystem) String() string { return fsName }
@@ -120,8 +122,9 @@ func checkName(name string) error {
 // fillEntry makes a the answer to a lookup.
 func (fs *fileSystem) fillEntry(out *gofuse.EntryOut, a *cfs.Attr) {
 	out.NodeId = uint64(a.Ino)
-	out.SetEntryTimeout(fs.attrTTL)
-	out.SetAttrTimeout(fs.attrTTL)
+	ttl := fs.attrTTL()
+	out.SetEntryTimeout(ttl)
+	out.SetAttrTimeout(ttl)
 	fillAttr(&out.Attr, a)
 }
 

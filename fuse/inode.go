@@ -16,7 +16,7 @@ func (fs *fileSystem) GetAttr(cancel <-chan struct{}, in *gofuse.GetAttrIn, out 
 	r := fs.begin(opGetAttr, cancel, &in.InHeader)
 	a, err := fs.inodes.GetAttr(r, cfs.Ino(in.NodeId))
 	if err == nil {
-		out.SetTimeout(fs.attrTTL)
+		out.SetTimeout(fs.attrTTL())
 		fillAttr(&out.Attr, &a)
 	}
 	return r.end(gone(err))
@@ -29,7 +29,7 @@ func (fs *fileSystem) Statx(cancel <-chan struct{}, in *gofuse.StatxIn, out *gof
 	if err != nil {
 		return r.end(gone(err))
 	}
-	out.SetTimeout(fs.attrTTL)
+	out.SetTimeout(fs.attrTTL())
 	out.Mask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
 	out.Blksize = preferredIOBytes
 	out.Ino, out.Size, out.Blocks = uint64(a.Ino), a.Size, a.Blocks
@@ -64,7 +64,7 @@ func (fs *fileSystem) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out 
 		a, err = fs.inodes.GetAttr(r, ino)
 	}
 	if err == nil {
-		out.SetTimeout(fs.attrTTL)
+		out.SetTimeout(fs.attrTTL())
 		fillAttr(&out.Attr, &a)
 	}
 	return r.end(gone(err))
@@ -150,7 +150,7 @@ func (fs *fileSystem) absence(name string) *inoTable {
 // setAbsent takes note that ino lacks an attribute; isAbsent believes it for attrTTL.
 func (fs *fileSystem) setAbsent(t *inoTable, ino cfs.Ino) {
 	if t != nil {
-		t.swap(ino, uint64(time.Since(fs.born)+fs.attrTTL))
+		t.swap(ino, uint64(time.Since(fs.born)+fs.attrTTL()))
 	}
 }
 

@@ -14,9 +14,9 @@ func (fs *fileSystem) Lookup(cancel <-chan struct{}, h *gofuse.InHeader, name st
 		return r.end(err)
 	}
 	a, err := fs.namespace.Lookup(r, cfs.Ino(h.NodeId), name)
-	if err != nil && cfs.KindOf(err) == cfs.NotFound && fs.negativeTTL > 0 {
+	if ttl := fs.negativeTTL(); cfs.KindOf(err) == cfs.NotFound && ttl > 0 {
 		out.NodeId = 0
-		out.SetEntryTimeout(fs.negativeTTL)
+		out.SetEntryTimeout(ttl)
 		return r.end(nil)
 	}
 	if err == nil {

@@ -124,10 +124,14 @@ func (n *Node) sessions(ctx context.Context, q *cfs.Query) (*cfs.Answer, error) 
 // describe adds the soft state of a session.
 func (d *duties) describe(s *cfs.SessionInfo) {
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	if heard, ok := d.sessions[s.ID]; ok {
 		s.SilentMS = uint64(d.silentLocked(heard).Milliseconds())
 	}
+	d.mu.Unlock()
+	d.leases.mu.Lock()
+	defer d.leases.mu.Unlock()
+	held, open := d.leases.t.Counts(s.ID)
+	s.Leases, s.Opens = uint64(held), uint64(open)
 }
 
 // serveOwn carries out the verbs of sessions and of the journal, which need nothing of the

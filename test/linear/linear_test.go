@@ -103,7 +103,7 @@ func run(t *testing.T, binary string, env []string, seed uint64, kinds []evil, d
 	all := make([]*client.Client, clients)
 	for i := range all {
 		all[i], err = client.New(t.Context(), client.Config{
-			Servers: c.Addrs(), ClusterID: c.ClusterID(), Name: fmt.Sprint("client ", i), CacheTTL: 0,
+			Servers: c.Addrs(), ClusterID: c.ClusterID(), Name: fmt.Sprint("client ", i), CacheTTL: client.MaxCacheTTL,
 			MemoryBytes: client.MinMemoryBytes, OpTimeout: opTimeout, Logger: slog.New(slog.DiscardHandler),
 		})
 		if err != nil {

@@ -90,6 +90,8 @@ func stepDir(s dirState, in input, out output) (bool, dirState) {
 		next[in.Name] = 0
 	case actLink:
 		switch {
+		case !s.has(in.Value) && s[in.To] != 0 && out.Outcome == exists:
+			want.Outcome = exists // somebody has the file open still: which is said first is nobody's right
 		case !s.has(in.Value):
 			want.Outcome = missing
 		case s[in.To] != 0:

@@ -1,0 +1,59 @@
+package client
+
+import (
+	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/wire"
+	"github.com/claudefs/claudefs/wire/wirepb"
+)
+
+// recall serves a recall of an epoch. All but that of an exclusive lease are served from memory at
+// once: they wait for nobody. One that comes again before it is acknowledged is the same.
+func (c *Client) recall(epoch uint64, r *wirepb.Recall) {
+	if !c.leases.claim(epoch, r.Id) {
+		return
+	}
+	i, dir := cfs.Ino(r.Ino), cfs.Ino(r.Dir)
+	ack := &wirepb.Ack{Id: r.Id, Kind: uint32(wire.AckDropped)}
+	switch wire.RecallKind(r.Kind) {
+	case wire.RecallAttr:
+		c.cache.recallAttr(i)
+		if n := c.inodes.find(i); n != nil {
+			n.dropExtents()
+		}
+	case wire.RecallName:
+		c.cache.recallName(dir, string(r.Name))
+	case wire.RecallList:
+		c.cache.recallList(dir)
+	case wire.RecallOpen:
+		c.cache.recallAttr(i)
+		if c.inodes.orphan(i) {
+			ack.Kind = uint32(wire.AckOpen)
+		}
+	case wire.RecallReport:
+		a, ok := c.ownedAttr(i)
+		if !ok { // the reply that would make it ours is not here yet, or it is being given back
+			c.surrenderFor(epoch, i, ack)
+			return
+		}
+		ack.Kind, ack.Attr = uint32(wire.AckReport), wire.AttrToPB(&a)
+	case wire.RecallExclusive:
+		c.surrenderFor(epoch, i, ack)
+		return
+	default:
+		c.log.Warn("a recall of a kind that this client does not know", "kind", r.Kind)
+	}
+	c.leases.acknowledge(epoch, ack)
+}
+
+// surrenderFor gives up the exclusive lease of an inode and acknowledges that. It takes a command:
+// nobody is kept waiting for it.
+func (c *Client) surrenderFor(epoch uint64, i cfs.Ino, ack *wirepb.Ack) {
+	c.cache.recallAttr(i) // a reply on its way does not make it ours any more
+	c.cache.recallList(i)
+	c.wg.Go(func() {
+		if err := c.surrender(c.ctx, i); err != nil {
+			c.log.Warn("an exclusive lease is not given up", "ino", uint64(i), "err", err)
+		}
+		c.leases.acknowledge(epoch, ack)
+	})
+}
