@@ -18,9 +18,12 @@ DEMO  ?=
 # memory between goroutines; one after the other, those that start whole clusters.
 RACE_DIRS  := iopath|wire|client|raftmeta|store|nvme|internal/invariants
 WHOLE_DIRS := cluster|test
+# Of those the ones that are pure: there is no goroutine in them to race.
+PURE_DIRS  := raftmeta/fsm|raftmeta/lease
 ALL_PKGS    = $(eval ALL_PKGS := $(shell $(GO) list ./...))$(ALL_PKGS)
 packages    = $(shell printf '%s\n' $(ALL_PKGS) | grep $(1) '^[^/]+/[^/]+/[^/]+/($(2))(/|$$)')
-RACE_PKGS   = $(call packages,-E,$(RACE_DIRS))
+PURE_PKGS   = $(call packages,-E,$(PURE_DIRS))
+RACE_PKGS   = $(filter-out $(PURE_PKGS),$(call packages,-E,$(RACE_DIRS)))
 WHOLE_PKGS  = $(call packages,-E,$(WHOLE_DIRS))
 # The reference I/O engine links with this only.
 REFERENCE  := -tags iouringgo -ldflags=-checklinkname=0
@@ -34,7 +37,7 @@ CHAOS      ?= 2m
 CHAOS_TESTS := ^Test(Model|ChaosNodes|ChaosMounts|DeviceLife|Restriping|TwoDevicesLost|BitFlips|NoSpace|Transport|SleepingMount)$$
 # How many operations of the namespace it holds against the model.
 MODEL_OPS  ?= 1000000
-PLAIN_PKGS  = $(call packages,-vE,$(RACE_DIRS)|$(WHOLE_DIRS))
+PLAIN_PKGS  = $(call packages,-vE,$(RACE_DIRS)|$(WHOLE_DIRS)) $(PURE_PKGS)
 
 # Tests do not vet, as `make lint` does. -count=1 because whole-cluster tests exec
 # binaries that Go's cache of test results does not see.

@@ -647,7 +647,8 @@ func (b *bed) floor(s cfs.SessionID) uint64 {
 // hook installs a hook until the test ends or it is replaced.
 func hook[F any](p *atomic.Pointer[F], fn F) { p.Store(&fn) }
 
-// mount is a client of the bed that is closed, and found without leaks, at the end.
+// mount is a client of the bed that is closed, and found without leaks, at the end. It owns
+// nothing of what it creates; mountLeased makes one that does.
 func (b *bed) mount(t testing.TB, change ...func(*Config)) *Client {
 	t.Helper()
 	cfg := Config{Servers: []string{b.metas[0].addr, b.metas[1].addr}, Name: t.Name(), CacheTTL: time.Second,
@@ -662,6 +663,7 @@ func (b *bed) mount(t testing.TB, change ...func(*Config)) *Client {
 	if err != nil {
 		t.Fatal(err)
 	}
+	c.shares.Store(true)
 	t.Cleanup(func() { unmount(t, c) })
 	return c
 }

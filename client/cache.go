@@ -33,7 +33,9 @@ type cache struct {
 	blind atomic.Int64  // commands on their way of which it is not known which inodes they change
 	seed  maphash.Seed
 	names atomic.Int64 // in listings
-	shard [cacheShards]cacheShard
+	// doubts are the commands that were given up and may yet be carried out.
+	doubts atomic.Int64
+	shard  [cacheShards]cacheShard
 }
 
 type cacheShard struct {
@@ -52,6 +54,8 @@ type slot struct {
 	recalled uint64 // last, by the cluster
 	changed  uint64 // last, by a command of this client that has ended
 	changing int    // commands on their way
+	doubts   int    // of those, that were given up
+	disowned uint64 // when an exclusive lease was last given up
 }
 
 // grant is what was so when something was asked for: the era of the leases, and the
@@ -246,10 +250,30 @@ func (c *cache) recallName(dir cfs.Ino, name string) {
 	s.names.drop(nameKey{dir, name})
 }
 
-// overtaken reports that the attributes of an inode have been recalled since g.
-func (c *cache) overtaken(i cfs.Ino, g grant) bool {
+// overtaken reports that the attributes of an inode have been recalled since g, or, unless it is new since then, that
+// its exclusive lease has been given up.
+func (c *cache) overtaken(i cfs.Ino, g grant, isNew bool) bool {
 	s, sl := c.attrAt(i)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return sl.recalled > g.asked
+	return sl.recalled > g.asked || !isNew && sl.disowned > g.asked
+}
+
+// disowned takes note that an exclusive lease has been given up.
+func (c *cache) disowned(i cfs.Ino) {
+	s, sl := c.attrAt(i)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sl.disowned = c.seq.Add(1)
+}
+
+// inDoubt reports that a command that was given up may yet change an inode: what is in memory of it is no answer.
+func (c *cache) inDoubt(i cfs.Ino) bool {
+	if c.doubts.Load() == 0 {
+		return false
+	}
+	s, sl := c.attrAt(i)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return sl.doubts > 0
 }

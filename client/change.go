@@ -37,9 +37,11 @@ func (c *cache) begin(g grant, ops []cfs.Op, behind func(dir cfs.Ino, name strin
 			ch.ino(op.Ino)
 		case cfs.OpUnlink, cfs.OpRmdir:
 			ch.entry(op.Dir, op.Name, behind)
+			ch.ino(op.Ino)
 		case cfs.OpRename:
 			ch.entry(op.Dir, op.Name, behind)
 			ch.entry(op.NewDir, op.NewName, behind)
+			ch.ino(op.Ino)
 		default:
 			ch.ino(op.Ino)
 		}
@@ -184,6 +186,17 @@ func (ch *change) endRest(changed bool) {
 		}
 		s.mu.Unlock()
 	}
+}
+
+// doubt begins (by 1) or ends (by -1) the time in which it is not known whether a change will take effect.
+func (ch *change) doubt(by int) {
+	for _, i := range ch.inos {
+		s, sl := ch.c.attrAt(i)
+		s.mu.Lock()
+		sl.doubts += by
+		s.mu.Unlock()
+	}
+	ch.c.doubts.Add(int64(by))
 }
 
 // void ends a change of which it is not known whether it has taken effect, and that never will from now on.

@@ -70,6 +70,7 @@ type Client struct {
 	slow     laggards // devices that others were faster than
 	hedging  *hedging
 	patience time.Duration // maxUnreadable, but in tests
+	shares   atomic.Bool   // in tests: what is created here is not owned
 	forSpace time.Duration // spaceWait, but in tests
 	wholes   wholes
 	reports  *reports
@@ -86,6 +87,7 @@ type Client struct {
 	leases   *leases
 	inodes   inodeTable
 	combiner combiner
+	removals removals
 	crowded  chan struct{} // more inodes are owned than may stay so
 
 	inlineFull atomic.Bool

@@ -97,6 +97,7 @@ func (c *Client) fence(s *session, seq uint64, ch *change) {
 	if c.ctx.Err() != nil || ch.empty() {
 		return
 	}
+	ch.doubt(1)
 	c.wg.Go(func() {
 		for s.low.Load() <= seq && c.ctx.Err() == nil && c.session.Load() == s {
 			sleep(c.ctx, fenceAfter)
@@ -106,8 +107,34 @@ func (c *Client) fence(s *session, seq uint64, ch *change) {
 			}
 			cancel()
 		}
+		for _, i := range ch.inos {
+			c.reread(i)
+		}
+		ch.doubt(-1)
 		ch.void()
+		if ch.blind {
+			c.leases.forget()
+		}
 	})
+}
+
+// reread makes what is known of an inode as new as the cluster's state of now.
+func (c *Client) reread(i cfs.Ino) {
+	for c.ctx.Err() == nil {
+		n := c.find(i)
+		if n == nil {
+			return
+		}
+		a, _, err := c.askLeased(c.ctx, &cfs.Query{Kind: cfs.QueryGetAttr, Ino: i})
+		n.dropExtents()
+		if err == nil {
+			n.observe(a.Attr)
+		}
+		if err == nil || !again(err) {
+			return
+		}
+		sleep(c.ctx, fenceAfter)
+	}
 }
 
 func (c *Client) send(ctx context.Context, cmd *cfs.Command) (reply *cfs.Reply, unsure bool, err error) {

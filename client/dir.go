@@ -82,7 +82,7 @@ func (d *Dir) At(ctx context.Context, pos uint64) (cfs.Dirent, bool, error) {
 // current is an entry's attributes if they are certain: a reader may take its time over a page, and change
 // what is in it meanwhile.
 func (d *Dir) current(e *cfs.Dirent) *cfs.Attr {
-	if !d.c.owns(d.ino) && !d.c.cache.listCurrent(d.ino, d.grant, d.c.leases.state.Load().era) {
+	if !d.c.cache.listCurrent(d.ino, d.grant, d.c.leases.state.Load().era) {
 		if i, ok := d.c.cachedName(d.ino, e.Name); !ok || i != e.Ino {
 			return nil
 		}

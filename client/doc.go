@@ -14,6 +14,7 @@
 //	change.go     what a command of our own does to them
 //	namespace.go  what does not concern file data
 //	table.go      the inodes that are open, owned or not committed
+//	removal.go    an open against the end of what is opened
 //	inode.go      the state that all handles of one inode share
 //	own.go        exclusive leases: what is kept back, and when it is given up
 //	chunk.go      the buffers that writes gather in
@@ -33,7 +34,7 @@
 // # Lock order
 //
 // A shard of the inode table, then inode.mu, then the locks of a cache's shard, leases, combiner,
-// layout, memory and lockTable, which call nothing; of the cache's shards one at a time. Of a read's locks, hedge.mu comes before stripeRead.mu, and that
+// layout, memory, removals and lockTable, which call nothing; of the cache's shards one at a time. Of a read's locks, hedge.mu comes before stripeRead.mu, and that
 // before layout's. No lock is held across a network call, but four: lockOwner.turn puts the
 // lock commands of an owner in sequence, and is taken alone; inode.order puts
 // the operations that need an inode without dirty data (truncate, allocate) in
@@ -64,6 +65,9 @@
 //
 // What others commit to a file that is open here is seen at the next open at the latest
 // (close-to-open), and without delay where this client has read it under a lease.
+//
+// A command that was given up may be carried out later. Until a later one has made that impossible, what it would
+// change is not answered from memory, and then it is asked for anew.
 //
 // Locks are such points too: SetLock commits, and what is known of the inode is then as new as the lock.
 //

@@ -29,8 +29,12 @@ func (c *Client) Open(ctx context.Context, i cfs.Ino, flags int) (*File, error) 
 	// Known as open before the leader is asked: what this client commits while the
 	// answer is on its way makes the answer old.
 	n := c.open(i)
-	if _, err := n.loadExtents(ctx, 0); err != nil {
-		c.release(ctx, n)
+	err := c.removals.wait(ctx, i)
+	if err == nil {
+		err = n.opened(ctx)
+	}
+	if err != nil {
+		c.release(context.WithoutCancel(ctx), n)
 		return nil, err
 	}
 	f := c.handle(n, flags)
@@ -43,6 +47,20 @@ func (c *Client) Open(ctx context.Context, i cfs.Ino, flags int) (*File, error) 
 	return f, nil
 }
 
+// opened asks for an inode's extents. One that has lost its name already, but not to a command of ours, is
+// held for this session, and to be released with the last close.
+func (n *inode) opened(ctx context.Context) error {
+	if _, err := n.loadExtents(ctx, 0); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.attr.Nlink == 0 {
+		n.orphan.Store(true)
+	}
+	return nil
+}
+
 // OpenNew opens a file that this client has just created, with the attributes
 // that Create returned: the cluster need not be asked. Where this client does not own it, the leader
 // is told that it is open.
@@ -50,7 +68,7 @@ func (c *Client) OpenNew(a cfs.Attr, flags int) *File {
 	n := c.open(a.Ino)
 	n.observe(a)
 	if !n.isOwned() {
-		c.wg.Go(func() { c.register(c.ctx, n) })
+		c.register(c.ctx, n)
 	}
 	return c.handle(n, flags)
 }

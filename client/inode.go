@@ -39,7 +39,9 @@ type inode struct {
 	told       bool     // some handle has told of err
 	committing bool
 	waiting    int           // flushes and surrenders that wait for the committer
-	gone       bool          // it has no name, and a command of ours took it: what is left of it nobody can open
+	gone       bool          // it has no name, and a command of ours took it
+	dropped    bool          // what was written to it has been dropped: it is gone, and nobody has it open
+	wroteNS    int64         // the last write, whatever the times have been set to since
 	moved      chan struct{} // closed and replaced when chunks or folded changes leave, or the ownership does
 	extents    extentCache
 	owning
@@ -96,7 +98,7 @@ func (n *inode) overlayLocked() cfs.Attr {
 	n.pend.apply(&a)
 	a.Size = n.sizeLocked()
 	if len(n.chunks) > 0 {
-		a.MtimeNS, a.CtimeNS = n.mtimeNS, max(a.CtimeNS, n.mtimeNS)
+		a.MtimeNS, a.CtimeNS = n.mtimeNS, max(a.CtimeNS, n.wroteNS)
 		a.Blocks = max(a.Blocks, 1)
 	}
 	return a
@@ -228,7 +230,7 @@ func (n *inode) fill(p []byte, off uint64, limit int, spare **slab) (took, want 
 	}
 	k.fill(p[:took], off)
 	n.mtimeNS = time.Now().UnixNano()
-	k.mtimeNS = n.mtimeNS
+	k.mtimeNS, n.wroteNS = n.mtimeNS, n.mtimeNS
 	n.pend.mask &^= cfs.SetMtime // this is later
 	if k.n >= limit {
 		n.fullEnd = k.end()
@@ -349,10 +351,10 @@ func (n *inode) leaveLocked(gone func(*chunk) bool, err error) {
 	n.movedLocked()
 }
 
-// failLocked keeps a failure for the handles to tell. What happens to an inode that nobody can open is
-// nobody's failure.
+// failLocked keeps a failure for the handles to tell. What happens to an inode that has gone is nobody's
+// failure, but while handles are open it has not: they are all that it has.
 func (n *inode) failLocked(err error) {
-	if n.gone {
+	if n.dropped {
 		return
 	}
 	if n.err == nil || n.told {
@@ -399,13 +401,14 @@ func (n *inode) abandon(old *session, err error) {
 // complete: beyond it, ask again.
 func (n *inode) extentsFor(ctx context.Context, off, end uint64) (rows []cfs.Extent, upTo uint64, err error) {
 	st := n.c.leases.state.Load()
+	doubtful := n.c.cache.inDoubt(n.ino)
 	n.mu.Lock()
 	x := n.extents
 	until := st.until
 	if n.own == ownHeld {
 		until = st.alive
 	}
-	x.valid = x.valid && (n.own == ownHeld || x.era == st.era && x.era != 0)
+	x.valid = x.valid && !doubtful && (n.own == ownHeld || x.era == st.era && x.era != 0)
 	n.mu.Unlock()
 	if !x.valid || off < x.lo || off >= x.hi || n.c.leases.boot() >= until {
 		if x, err = n.loadExtents(ctx, off); err != nil {

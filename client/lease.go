@@ -290,10 +290,13 @@ func (l *leases) claim(epoch, id uint64) bool {
 func (l *leases) acknowledge(epoch uint64, a *wirepb.Ack) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.state.Load().epoch != epoch || len(l.acks) >= maxAcks {
+	if l.state.Load().epoch != epoch {
 		return
 	}
-	delete(l.serving, a.Id)
+	delete(l.serving, a.Id) // also where there is no room: then it is served again
+	if len(l.acks) >= maxAcks {
+		return
+	}
 	l.acks = append(l.acks, a)
 	signal(l.acked)
 }

@@ -27,6 +27,7 @@ func (b *bed) mountLeased(t testing.TB) (*Client, *atomic.Int64) {
 	ahead := &atomic.Int64{}
 	clock := newBootClock()
 	c := b.mount(t, func(cfg *Config) { cfg.Boot = func() int64 { return clock.now() + ahead.Load() } })
+	c.shares.Store(false)
 	eventually(t, "a lease", func() bool { return c.leases.left() > 0 })
 	return c, ahead
 }

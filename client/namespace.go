@@ -153,7 +153,7 @@ func (c *Client) Create(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name st
 	g := c.grantOf(s)
 	a, err := c.entryOp(ctx, cred, op)
 	if err == nil {
-		c.adopt(s, &a, dir, g)
+		c.adopt(s, &a, dir, g, exclusive)
 	}
 	return a, err
 }
@@ -161,14 +161,18 @@ func (c *Client) Create(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name st
 // mayOwn reports that what is created with mode is to be owned.
 func (c *Client) mayOwn(mode uint32) bool {
 	t := mode & cfs.ModeType
-	return (t == cfs.ModeRegular || t == cfs.ModeDir) && c.leases.state.Load().epoch != 0 && c.inodes.owned.Load() < maxOwned
+	return (t == cfs.ModeRegular || t == cfs.ModeDir) && !c.shares.Load() && c.leases.state.Load().epoch != 0 && c.inodes.owned.Load() < maxOwned
 }
 
 // Link adds a name to an inode. The first name of one that Tmpfile made ends the
 // session's hold of it.
 func (c *Client) Link(ctx context.Context, cred cfs.Cred, i, dir cfs.Ino, name string) (cfs.Attr, error) {
 	n := c.find(i)
-	nameless := n != nil && n.orphan.Load()
+	retained := n != nil && c.retain(n) // so that the last close of one without a name comes after
+	if retained {
+		defer func() { c.release(context.WithoutCancel(ctx), n) }()
+	}
+	nameless := retained && n.orphan.Load()
 	if n != nil && n.folding() { // what is kept back is older than the link
 		if err := n.flush(ctx); err != nil {
 			return cfs.Attr{}, err
@@ -273,30 +277,6 @@ func (c *Client) doHolding(ctx context.Context, cred cfs.Cred, op cfs.Op, dir cf
 		}
 		return &res[0], nil
 	}
-}
-
-// holdTarget sets op.Ino, and op.Hold where this client has that inode open, and
-// keeps it open until the returned function is called.
-func (c *Client) holdTarget(ctx context.Context, op *cfs.Op, dir cfs.Ino, name string, anew bool) (release func()) {
-	none := func() {}
-	if c.openCount() == 0 {
-		return none
-	}
-	look := c.Lookup
-	if anew {
-		look = c.lookup
-	}
-	a, err := look(ctx, dir, name)
-	if err != nil {
-		return none // the operation itself will say why
-	}
-	op.Ino = a.Ino
-	n := c.find(a.Ino)
-	if n == nil || !c.retain(n) {
-		return none
-	}
-	op.Hold = true
-	return func() { c.release(context.WithoutCancel(ctx), n) }
 }
 
 // lostName takes note of an inode that has lost a name.

@@ -154,14 +154,16 @@ func (f *folded) ops(i cfs.Ino, size uint64, mtimeNS int64) []cfs.Op {
 }
 
 // adopt takes note of an inode that this session has just made and owns, unless it has been
-// recalled since g: the recall may be faster than the reply.
-func (c *Client) adopt(s *session, a *cfs.Attr, parent cfs.Ino, g grant) {
+// recalled since g: the recall may be faster than the reply. One that may have been there before (isNew is
+// false) may have been given up since, too.
+func (c *Client) adopt(s *session, a *cfs.Attr, parent cfs.Ino, g grant, isNew bool) {
 	if a.Owner != s.id || c.session.Load() != s || !a.IsDir() && !a.IsRegular() {
 		return
 	}
 	m, unlock := c.inodes.lock(a.Ino)
 	defer unlock()
-	if c.cache.overtaken(a.Ino, g) {
+	// A new session disowns what is in the table after it has begun: under the lock it sees this, or is seen.
+	if c.session.Load() != s || c.cache.overtaken(a.Ino, g, isNew) {
 		return
 	}
 	n := c.at(m, a.Ino)
@@ -185,6 +187,7 @@ func (n *inode) disownLocked() {
 	n.own, n.ownSess = ownNone, nil
 	n.dropExtentsLocked()
 	n.c.inodes.owned.Add(-1)
+	n.c.cache.disowned(n.ino)
 	if n.isDir {
 		n.c.cache.dropListing(n.ino)
 	}
@@ -214,10 +217,20 @@ func (c *Client) ownedAttr(i cfs.Ino) (cfs.Attr, bool) {
 func (n *inode) ownAttr() (cfs.Attr, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.own != ownHeld {
+	if n.own != ownHeld || n.c.cache.inDoubt(n.ino) {
 		return cfs.Attr{}, false
 	}
 	return n.overlayLocked(), true
+}
+
+// restoreLocked keeps back again what was sent and has to go again, under what was gathered since. A write
+// that came after it has the later time.
+func (n *inode) restoreLocked() {
+	if n.sent.mask&cfs.SetMtime != 0 && n.mtimeNS != n.sent.attr.MtimeNS {
+		n.sent.mask &^= cfs.SetMtime
+	}
+	n.pend = n.sent.under(n.pend)
+	n.dueLocked()
 }
 
 // fold keeps a change of attributes back, where that is allowed: the inode is a regular file that
@@ -229,6 +242,10 @@ func (n *inode) fold(mask cfs.SetMask, a *cfs.Attr) (cfs.Attr, bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.own != ownHeld || n.isDir || n.gone || mask&^foldable != 0 || n.c.leases.boot() >= alive {
+		return cfs.Attr{}, false
+	}
+	// What is due waits for the writes before it, and would do so for ever if each change came after another write.
+	if n.pendDue && n.seq > n.pendSeq || n.c.cache.inDoubt(n.ino) {
 		return cfs.Attr{}, false
 	}
 	if mask&cfs.SetSize != 0 && (a.Size < n.sizeLocked() || a.Size > cfs.MaxFileSize) {
@@ -255,10 +272,11 @@ func (n *inode) folding() bool {
 	return n.pend.mask|n.sent.mask != 0
 }
 
-// dueLocked sends what is kept back on its way.
+// dueLocked sends what is kept back on its way, with the writes before it.
 func (n *inode) dueLocked() {
 	if n.pend.mask != 0 {
 		n.pendDue = true
+		n.sealLocked(func(k *chunk) bool { return k.seq <= n.pendSeq })
 		n.kickLocked()
 	}
 }
@@ -333,20 +351,20 @@ func (n *inode) isGone() bool {
 // vanish takes note that an inode has no name, by a command of ours, and of whether it is held.
 func (n *inode) vanish(held bool) {
 	n.mu.Lock()
+	defer n.mu.Unlock()
 	n.gone = true
-	n.mu.Unlock()
 	if held {
 		n.orphan.Store(true)
 		return
 	}
-	n.discard()
+	n.discardLocked()
 }
 
 // appear takes note that an inode without a name has been given one.
 func (n *inode) appear() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.gone = false
+	n.gone, n.dropped = false, false
 	n.orphan.Store(false)
 }
 
@@ -358,6 +376,12 @@ func (n *inode) discard() (dirty bool) {
 	if !n.gone {
 		return n.dirtyLocked()
 	}
+	n.discardLocked()
+	return false
+}
+
+func (n *inode) discardLocked() {
+	n.dropped = true
 	if n.own != ownNone {
 		n.disownLocked() // it goes with the inode
 	}
@@ -366,7 +390,6 @@ func (n *inode) discard() (dirty bool) {
 		n.foldsDone = n.folds
 	}
 	n.leaveLocked(func(*chunk) bool { return true }, nil)
-	return false
 }
 
 // commitOld commits what has been written for longer than commitAfter, and gives up what is owned
@@ -444,8 +467,9 @@ func (c *Client) disownOldest() {
 // flushAll commits all and gives up all that is owned. The error is the first that a commit met.
 func (c *Client) flushAll(ctx context.Context) error {
 	all := c.inodes.all()
-	for _, n := range all {
-		c.open(n.ino) // so that a failure is told here
+	for i := range all {
+		n := c.open(all[i].ino) // so that a failure is told here; it may be another by now
+		all[i] = n
 		n.leave()
 		n.sealAll()
 	}

@@ -28,6 +28,8 @@ func (c *Client) recall(epoch uint64, r *wirepb.Recall) {
 		c.cache.recallAttr(i)
 		if c.inodes.orphan(i) {
 			ack.Kind = uint32(wire.AckOpen)
+		} else if r.Held { // for this session, which did not answer in time: nobody else gives it up
+			c.wg.Go(func() { c.releaseLater(i) })
 		}
 	case wire.RecallReport:
 		a, ok := c.ownedAttr(i)

@@ -159,12 +159,17 @@ func (c *Client) release(ctx context.Context, n *inode) {
 	}
 	n.refs--
 	last := n.refs == 0
+	over := func() {}
 	if last {
+		if n.orphan.Load() {
+			over = c.removals.begin(n.ino)
+		}
 		c.inodes.open.Add(-1)
 		n.closed()
 		c.inodes.settleLocked(m, n)
 	}
 	unlock()
+	defer func() { over() }()
 	if !last || !n.orphan.Load() {
 		return
 	}
@@ -173,8 +178,13 @@ func (c *Client) release(ctx context.Context, n *inode) {
 		c.wg.Go(func() { c.releaseLater(n.ino) })
 		return
 	}
-	if _, err := c.do(ctx, cfs.Cred{}, cfs.Op{Kind: cfs.OpRelease, Ino: n.ino}); err != nil {
-		c.log.Warn("inode without a name not released: it goes with the session", "ino", uint64(n.ino), "err", err)
+	c.giveUpHold(ctx, n.ino)
+}
+
+// giveUpHold lets an inode without a name go.
+func (c *Client) giveUpHold(ctx context.Context, i cfs.Ino) {
+	if _, err := c.do(ctx, cfs.Cred{}, cfs.Op{Kind: cfs.OpRelease, Ino: i}); err != nil {
+		c.log.Warn("inode without a name not released: it goes with the session", "ino", uint64(i), "err", err)
 	}
 }
 
@@ -190,15 +200,17 @@ const (
 func (c *Client) releaseLater(i cfs.Ino) {
 	for wait := lateFirst; wait < lateLast; wait *= 2 {
 		a, err := c.ask(c.ctx, &cfs.Query{Kind: cfs.QueryGetAttr, Ino: i})
+		over := c.removals.begin(i)
 		switch {
-		case cfs.KindOf(err) == cfs.Stale, c.ctx.Err() != nil, c.inodes.find(i) != nil:
+		case cfs.KindOf(err) == cfs.Stale, c.ctx.Err() != nil, c.inodes.orphan(i):
+			over()
 			return // gone, or with the session, or open again: then its last close comes here
 		case err == nil && a.Attr.Nlink == 0:
-			if _, err := c.do(c.ctx, cfs.Cred{}, cfs.Op{Kind: cfs.OpRelease, Ino: i}); err != nil {
-				c.log.Warn("inode without a name not released: it goes with the session", "ino", uint64(i), "err", err)
-			}
+			c.giveUpHold(c.ctx, i)
+			over()
 			return
 		}
+		over()
 		sleep(c.ctx, wait)
 	}
 }

@@ -315,6 +315,9 @@ func (n *inode) nextWorkLocked() *work {
 	}
 	if n.pend.mask != 0 && (n.pendDue || len(w.batch) > 0) && through(n.pendSeq) {
 		w.folded = true
+		if len(w.batch) > 0 { // the later of both is the change time, as it was before the commit
+			n.pend.attr.CtimeNS = max(n.pend.attr.CtimeNS, n.wroteNS)
+		}
 		w.ops = append(w.ops, n.pend.ops(n.ino, size, n.mtimeNS)...)
 		n.sent, n.pend, n.pendDue, n.sentFolds = n.pend, folded{}, false, n.folds
 	}
@@ -415,8 +418,9 @@ func (n *inode) doneLocked(w *work, res []cfs.Result, err error) {
 	if w.folded {
 		again := err != nil && len(w.batch) > 0 && n.own != ownNone && n.ownSess == w.sess && !gives(err)
 		if again {
-			n.pend = n.sent.under(n.pend)
-			n.pendDue = true
+			n.restoreLocked()
+		} else if n.pend.mask == 0 { // what was kept back since may have been given up
+			n.foldsDone = n.folds
 		} else {
 			n.foldsDone = max(n.foldsDone, n.sentFolds)
 		}

@@ -31,14 +31,15 @@ func (f *found) op(i int) {
 	switch op.Kind {
 	case cfs.OpCreate:
 		f.inode(op, op.Dir)
+		var old cfs.Attr
 		if !op.Exclusive {
-			old := f.name(op.Dir, op.Name)
+			old = f.name(op.Dir, op.Name)
 			f.see(&old)
 		}
-		f.put(op.Dir, op.Name, cfs.Attr{})
+		f.put(op.Dir, op.Name, old)
 	case cfs.OpLink:
 		f.inode(op, op.Dir)
-		f.inode(op, op.Ino)
+		f.put(op.Dir, op.Name, f.inode(op, op.Ino))
 	case cfs.OpUnlink, cfs.OpRmdir:
 		f.inode(op, op.Dir)
 		old := f.name(op.Dir, op.Name)
@@ -69,15 +70,14 @@ func (f *found) op(i int) {
 	}
 }
 
-// inode looks whether another owns an inode. What claims to be done under an exclusive lease
-// is not looked at: the machine refuses it where that is not so.
-func (f *found) inode(op *cfs.Op, i cfs.Ino) {
-	if f.err != nil || op.Lease && op.Kind != cfs.OpCreate {
-		return
+// inode looks whether another owns an inode, and is its attributes. The one whose exclusive lease
+// the operation claims to have is not looked at: the machine refuses it where that is not so.
+func (f *found) inode(op *cfs.Op, i cfs.Ino) (a cfs.Attr) {
+	if fenced, ok := fsm.Fenced(op); f.err != nil || ok && fenced == i {
+		return a
 	}
-	var a cfs.Attr
 	if a, f.err = fsm.Inode(f.v, i); f.err != nil || a.Ino == 0 {
-		return
+		return a
 	}
 	others := len(f.owned)
 	f.see(&a)
@@ -87,6 +87,7 @@ func (f *found) inode(op *cfs.Op, i cfs.Ino) {
 	case len(f.owned) == others && f.err == nil: // the owner is gone
 		f.owners = append(f.owners, owned{ino: i})
 	}
+	return a
 }
 
 func (f *found) see(a *cfs.Attr) {

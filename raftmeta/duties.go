@@ -42,7 +42,9 @@ type duties struct {
 	mu       sync.Mutex
 	hearing  time.Time                   // since when without a break: silence before it is ours (monotonic, as all times here)
 	sessions map[cfs.SessionID]time.Time // when last heard
-	beats    map[cfs.NodeID]*beat
+	// dismissed are sessions that an administrator ends: they are heard no more.
+	dismissed map[cfs.SessionID]bool
+	beats     map[cfs.NodeID]*beat
 
 	// Of run alone.
 	planned  uint64                     // map version whose groups are as they should be
@@ -70,7 +72,7 @@ func (l *loop) beginDuties() error {
 	n := l.n
 	ctx, cancel := context.WithCancel(context.Background())
 	d := &duties{n: n, hearing: time.Now(), kick: make(chan struct{}, 1), admin: make(chan *adminCall), ended: ctx.Done(), cancel: cancel, waits: newLockWaits(),
-		sessions: map[cfs.SessionID]time.Time{}, beats: map[cfs.NodeID]*beat{}, down: map[cfs.DeviceID]time.Time{}, recorded: map[cfs.DeviceID]time.Time{}}
+		sessions: map[cfs.SessionID]time.Time{}, dismissed: map[cfs.SessionID]bool{}, beats: map[cfs.NodeID]*beat{}, down: map[cfs.DeviceID]time.Time{}, recorded: map[cfs.DeviceID]time.Time{}}
 	err := n.state.view(func(v kv.View) error {
 		open, err := fsm.Sessions(v)
 		for _, s := range open {
@@ -168,12 +170,12 @@ func (d *duties) propose(ctx context.Context, ops ...cfs.Op) error {
 	return err
 }
 
-// hearSession restarts a session's timer; false for one that does not exist.
+// hearSession restarts a session's timer; false for one that does not exist or is dismissed.
 func (d *duties) hearSession(id cfs.SessionID) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	_, ok := d.sessions[id]
-	if ok {
+	if ok = ok && !d.dismissed[id]; ok {
 		d.sessions[id] = time.Now()
 	}
 	return ok
@@ -189,6 +191,7 @@ func (d *duties) noteSessions(changes []sessionChange) {
 	for _, c := range changes {
 		if c.ended {
 			delete(d.sessions, c.id)
+			delete(d.dismissed, c.id)
 		} else {
 			d.sessions[c.id] = time.Now()
 		}

@@ -31,7 +31,9 @@ func (l *leases) namespace(ctx context.Context, q *cfs.Query) (a *cfs.Answer, er
 		return nil, err
 	}
 	defer func() {
-		if opened && (err != nil || a.Kind != cfs.KindOK) {
+		// Where it failed otherwise another open of the session may count on it; if none does, the
+		// session says so when it is asked.
+		if opened && err == nil && a.Kind == cfs.Stale {
 			l.closed(q.Session, q.Ino)
 		}
 	}()
@@ -178,14 +180,32 @@ func (s *asked) seal() error {
 	if err := s.read(); err != nil {
 		return err
 	}
+	s.only(later)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s.a.Leased = s.standsLocked()
 	return nil
 }
 
+// only takes attributes out of the entries of a listing that are not among the registered: they
+// were another's when it was read first.
+func (s *asked) only(registered []lease.Key) {
+	if len(s.a.Entries) == 0 {
+		return
+	}
+	have := make(map[cfs.Ino]bool, len(registered))
+	for _, k := range registered {
+		have[k.Ino] = true
+	}
+	for i := range s.a.Entries {
+		if e := &s.a.Entries[i]; e.Attr != nil && !have[e.Attr.Ino] {
+			e.Attr = nil
+		}
+	}
+}
+
 func (s *asked) standsLocked() bool {
-	if len(s.owned) == 0 && s.sure() && s.l.t.Tell(&s.grant) {
+	if !s.l.over() && len(s.owned) == 0 && s.sure() && s.l.t.Tell(&s.grant) {
 		return true
 	}
 	s.l.t.Withdraw(&s.grant)

@@ -166,6 +166,29 @@ func (n *Node) ownKind(ctx context.Context, what string, op cfs.Op) error {
 	return err
 }
 
+// dismiss hears a session no more, and returns when its client answers nothing from memory and
+// keeps nothing back any more, as after so much silence. Where the caller gives up earlier the
+// session ends by its silence.
+func (d *duties) dismiss(ctx context.Context, id cfs.SessionID) error {
+	var wait time.Duration
+	d.mu.Lock()
+	if heard, ok := d.sessions[id]; ok {
+		d.dismissed[id] = true
+		wait = max(d.n.cfg.LeaseTime, d.n.cfg.SessionTimeout/5*4) - d.silentLocked(heard)
+	}
+	d.mu.Unlock()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return cfs.E("session expire", contextKind(ctx), ctx.Err())
+	case <-d.ended:
+		return d.n.notLeader("session expire")
+	}
+}
+
 func (n *Node) expireSession(ctx context.Context, id cfs.SessionID) (string, error) {
 	if id == 0 {
 		return "", cfs.Errorf("session expire", cfs.Invalid, "0 is no session")
@@ -176,6 +199,13 @@ func (n *Node) expireSession(ctx context.Context, id cfs.SessionID) (string, err
 	}
 	if len(a.Sessions) == 0 || a.Sessions[0].ID != id {
 		return "", cfs.Errorf("session expire", cfs.NotFound, "there is no session %d", id)
+	}
+	d := n.duties.Load()
+	if d == nil {
+		return "", n.notLeader("session expire")
+	}
+	if err := d.dismiss(ctx, id); err != nil {
+		return "", err
 	}
 	if err := n.ownKind(ctx, "session expire", cfs.Op{Kind: cfs.OpExpireSession, Sess: id}); err != nil {
 		return "", err

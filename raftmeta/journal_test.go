@@ -200,6 +200,25 @@ func TestSessionsAreListedAndEnded(t *testing.T) {
 		got, err := c.query(&cfs.Query{Kind: cfs.QuerySessions, Session: a})
 		return err == nil && len(got.Sessions) == 1 && got.Sessions[0].SilentMS > silent
 	})
+	// One that was heard just now is waited for. It is heard no more, even if the caller gives up.
+	ctx, cancel := context.WithCancel(t.Context())
+	failed := make(chan error, 1)
+	go func() {
+		_, err := c.pool.Call(ctx, c.leader().addr, wire.OpAdmin, &wirepb.Admin{Verb: uint32(wire.VerbSessionExpire), Session: uint64(a)}, nil, &wirepb.AdminReply{}, nil)
+		failed <- err
+	}()
+	c.wait("a refused heartbeat", func() bool {
+		return cfs.KindOf(c.call(wire.OpHeartbeat, &wirepb.Heartbeat{Session: uint64(a)}, &wirepb.HeartbeatReply{})) == cfs.NoSession
+	})
+	c.mustCreate(a, 2, "still") // what the client has kept back
+	cancel()
+	if err := <-failed; err == nil {
+		t.Error("a session that was heard just now is not waited for")
+	}
+	d := c.leader().node.duties.Load()
+	d.mu.Lock()
+	d.sessions[a], d.hearing = time.Now().Add(-50*time.Minute), time.Now().Add(-50*time.Minute)
+	d.mu.Unlock()
 	text, err := c.admin(&wirepb.Admin{Verb: uint32(wire.VerbSessionExpire), Session: uint64(a)})
 	if err != nil || !strings.Contains(text, fmt.Sprint("session ", a)) {
 		t.Errorf("%v %q", err, text)
@@ -207,7 +226,7 @@ func TestSessionsAreListedAndEnded(t *testing.T) {
 	if got, err = c.query(&cfs.Query{Kind: cfs.QuerySessions}); err != nil || len(got.Sessions) != 1 || got.Sessions[0].ID != b {
 		t.Errorf("%v %+v", err, got)
 	}
-	if r, err := c.command(create(a, 2, "b")); err != nil || r.Kind != cfs.NoSession {
+	if r, err := c.command(create(a, 3, "b")); err != nil || r.Kind != cfs.NoSession {
 		t.Errorf("%v %+v", err, r)
 	}
 }

@@ -161,6 +161,17 @@ func (l *leases) sleep(ctx context.Context, wake <-chan struct{}, timer <-chan t
 	return nil
 }
 
+// over reports that this leadership has ended. What the table says then is worth nothing: the
+// next leader may commit what this node has not got.
+func (l *leases) over() bool {
+	select {
+	case <-l.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 // closed notes that a session does not have an inode open after all.
 func (l *leases) closed(id cfs.SessionID, i cfs.Ino) {
 	l.mu.Lock()
@@ -262,17 +273,19 @@ func (ch *change) clear(ctx context.Context, look bool) error {
 			return err
 		}
 		l.learn(found.owners)
-		if look && round == 0 { // it stays what it is: later commands of these names wait
+		if len(found.owned) == 0 { // what is behind the names stays: later commands of them wait
 			l.mu.Lock()
 			l.t.Add(&ch.Change, found.keys, l.now())
 			l.mu.Unlock()
-		}
-		if err := l.recallOwners(ctx, id, &ch.Wait, found.owned, ch.Leave); err != nil {
-			return err
-		}
-		if len(found.owned) == 0 {
+			if err := l.wait(ctx, id, &ch.Wait, ch.Leave); err != nil {
+				return err
+			}
 			ch.fillHolds(found)
 			return nil
+		}
+		// An owner may have to open what it surrenders, so none of it is being changed yet.
+		if err := l.recallOwners(ctx, id, &ch.Wait, found.owned, ch.Leave); err != nil {
+			return err
 		}
 		if round > 0 {
 			if err := l.pause(ctx); err != nil {
@@ -297,11 +310,11 @@ func (l *leases) ownedByNoOther(c *cfs.Command) bool {
 			if !op.Exclusive || !free(op.Dir) {
 				return false
 			}
-		case op.Kind == cfs.OpSurrender || op.Kind == cfs.OpLock || op.Lease: // the machine fences it
 		case op.Kind == cfs.OpLink:
-			if !free(op.Dir) || !free(op.Ino) {
+			if !op.Lease && !free(op.Dir) || !free(op.Ino) {
 				return false
 			}
+		case op.Kind == cfs.OpSurrender || op.Kind == cfs.OpLock || op.Lease: // the machine fences it
 		default:
 			if !free(op.Ino) {
 				return false

@@ -32,6 +32,9 @@ func (n *Node) serveWatch(ctx context.Context, r *wire.Request) (wire.Response, 
 		if err := n.confirm(ctx, "watch"); err != nil {
 			return wire.Response{}, err
 		}
+		if n.duties.Load() != d { // a later term of this node was confirmed
+			return wire.Response{}, n.notLeader("watch")
+		}
 	}
 	if err != nil {
 		return wire.Response{}, err
@@ -78,7 +81,7 @@ func (l *leases) watch(ctx context.Context, m *wirepb.Watch) (*wirepb.WatchReply
 func watchReply(epoch uint64, due []lease.Recall) *wirepb.WatchReply {
 	out := &wirepb.WatchReply{Epoch: epoch}
 	for _, r := range due {
-		p := &wirepb.Recall{Id: r.ID, Kind: uint32(r.Key.Kind)}
+		p := &wirepb.Recall{Id: r.ID, Kind: uint32(r.Key.Kind), Held: r.Held}
 		switch r.Key.Kind {
 		case lease.Name:
 			p.Dir, p.Name = uint64(r.Key.Ino), []byte(r.Key.Name)

@@ -110,8 +110,14 @@ func (n *Node) serveHeartbeat(ctx context.Context, r *wire.Request) (wire.Respon
 		if err := n.confirm(ctx, "heartbeat"); err != nil {
 			return wire.Response{}, err
 		}
+		if n.duties.Load() != d { // a later term of this node was confirmed
+			return wire.Response{}, n.notLeader("heartbeat")
+		}
+		if !heard && !d.hearSession(id) {
+			return wire.Response{}, cfs.Errorf("heartbeat", cfs.NoSession, "session %d", id)
+		}
 		epoch, known := d.leases.beat(id, m.Epoch, m.Opens, arrived)
-		if !known || !heard && !d.hearSession(id) {
+		if !known {
 			return wire.Response{}, cfs.Errorf("heartbeat", cfs.NoSession, "session %d", id)
 		}
 		reply.Epoch, reply.LeaseMs = epoch, uint32(n.cfg.LeaseTime.Milliseconds())

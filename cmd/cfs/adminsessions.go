@@ -70,7 +70,7 @@ func sessions(ctx context.Context, cc *conn) ([]sessionDoc, error) {
 
 func (f *adminFlags) sessionCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "session", Short: "end a client's session"}
-	cmd.AddCommand(f.command("expire ID", "end a session as if its client had been silent: its locks go, and it can change nothing any more", cobra.ExactArgs(1),
+	cmd.AddCommand(f.command("expire ID", "end a session as if its client had been silent: its locks go, and it can change nothing any more; takes up to 8 s", cobra.ExactArgs(1),
 		func(c *cobra.Command, cc *conn, args []string) error {
 			id, err := strconv.ParseUint(args[0], 10, 64)
 			if err != nil || id == 0 {

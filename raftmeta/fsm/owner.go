@@ -40,16 +40,25 @@ func (t *tx) owner(a *cfs.Attr) cfs.SessionID {
 	return a.Owner
 }
 
+// Fenced is the one inode whose exclusive lease an operation claims to have; false where it
+// claims none.
+func Fenced(op *cfs.Op) (cfs.Ino, bool) {
+	if !op.Lease || op.Kind == cfs.OpCreate {
+		return 0, false
+	}
+	switch op.Kind {
+	case cfs.OpLink, cfs.OpUnlink, cfs.OpRmdir, cfs.OpRename:
+		return op.Dir, true
+	}
+	return op.Ino, true
+}
+
 // fenced refuses an operation that is to be made under an exclusive lease which the session
 // does not have: of the inode, or of the directory whose names it changes.
 func (t *tx) fenced(op *cfs.Op) cfs.Kind {
-	if !op.Lease || op.Kind == cfs.OpCreate {
+	i, ok := Fenced(op)
+	if !ok {
 		return cfs.KindOK
-	}
-	i := op.Ino
-	switch op.Kind {
-	case cfs.OpLink, cfs.OpUnlink, cfs.OpRmdir, cfs.OpRename:
-		i = op.Dir
 	}
 	if n, ok := t.inode(i); !ok || t.sess == 0 || n.Owner != t.sess {
 		return cfs.NoLease

@@ -20,7 +20,10 @@
 // open for longer than that quarter does not renew.
 //
 // What is open is a key too, but never lapses: it goes when the session says so or ends.
-// Where the session is silent a change goes on with a hold in its name instead.
+// Where the session is silent, or has not come to this leader yet, a change goes on with a hold in
+// its name instead. When that change has ended the session is asked again, under another number
+// and told of the hold (Held), until it has answered: before it says that it does not have the inode open
+// it releases the hold.
 //
 // A query registers before it reads, and says that its answer is leased only if the
 // registration stands when it has read (Standing, Tell). A hold knows since which change of its
@@ -36,7 +39,8 @@
 // Commands that touch a name go in the order of arrival where one of them must look at
 // what is behind it; a command enters the queues of all its names at once, so later ones
 // wait for earlier ones alone. Acknowledging a recall of a read lease, or of an open
-// inode, waits for nothing in the cluster. Serving the recall of an exclusive lease takes
+// inode, waits for nothing in the cluster, but that of a hold for its release; a session must not let
+// other answers wait for that one. Serving the recall of an exclusive lease takes
 // one command, on inodes that the session owns and with no name to look behind: nobody else
 // has a lease of them, so it recalls nobody, waits for no other command, and ends the
 // chain. So there is no cycle.

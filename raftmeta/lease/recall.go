@@ -12,14 +12,16 @@ const maxKept = 4096
 
 // Recall is what a session is asked to give back or to tell.
 type Recall struct {
-	ID  uint64
-	Key Key
+	ID   uint64
+	Key  Key
+	Held bool // a change went on with a hold in the session's name: it stays until the session has answered
 
 	s      *session
 	at     time.Duration // when it was made
 	sent   time.Duration // when last
 	isSent bool
-	kept   bool
+	seq    uint64 // what the session opened since is not meant
+	making int    // changes under way that make holds of it: it is not told before they end
 	waits  []*Wait
 	sooner *Recall
 	later  *Recall
@@ -42,6 +44,7 @@ type Wait struct {
 	Report cfs.Attr // that a Report was answered with; Ino 0 for none
 
 	recalls []*Recall
+	made    []*Recall // from which it has holds
 	opening *entry
 }
 
@@ -86,11 +89,15 @@ func (t *Table) recall(s *session, k Key, w *Wait, now time.Duration) *Recall {
 		s.last = r
 		s.recalls[k] = r
 		t.recalls[r.ID] = r
+		r.seq = t.seq
 		t.Stats.Recalls[k.Kind]++
 		s.wake()
 	}
 	if w == nil {
 		return r
+	}
+	if r.Held && len(r.waits) == 0 {
+		t.anew(r) // an answer that is on its way is older than the question
 	}
 	for _, have := range w.recalls {
 		if have == r {
@@ -102,10 +109,17 @@ func (t *Table) recall(s *session, k Key, w *Wait, now time.Duration) *Recall {
 		s.waiting++
 		t.asked[s.id] = s
 	}
-	r.kept = false
 	r.waits = append(r.waits, w)
 	w.recalls = append(w.recalls, r)
 	return r
+}
+
+// anew makes r another question, which an answer to what it was does not end.
+func (t *Table) anew(r *Recall) {
+	delete(t.recalls, r.ID)
+	r.ID, r.isSent, r.seq = t.next(), false, t.seq
+	t.recalls[r.ID] = r
+	r.s.wake()
 }
 
 // release lets those go who wait for r.
@@ -153,17 +167,24 @@ func (t *Table) done(r *Recall) {
 	}
 }
 
-// held answers the recall of an open inode by silence. It stays, so that the session learns of it.
+// held answers the recall of an open inode by silence. It stays, as another question, so that the
+// session learns of it and releases what it has not got open.
 func (t *Table) held(r *Recall) {
+	if len(r.waits) == 0 {
+		return
+	}
 	for _, w := range r.waits {
 		w.Holds = append(w.Holds, Held{r.Key.Ino, r.s.id})
+		w.made = append(w.made, r)
+		r.making++
 	}
 	t.release(r)
 	if len(r.s.recalls) > maxKept {
 		t.done(r)
 		return
 	}
-	r.kept = true
+	r.Held = true
+	t.anew(r)
 }
 
 // Cancel ends a wait: recalls that nobody waits for any more are withdrawn.
@@ -172,12 +193,18 @@ func (t *Table) Cancel(w *Wait) {
 		r.waits = remove(r.waits, w)
 		if len(r.waits) == 0 {
 			t.unasked(r)
-			if !r.kept {
+			if !r.Held {
 				t.done(r)
 			}
 		}
 	}
 	w.recalls = nil
+	for _, r := range w.made {
+		if r.making--; r.making == 0 {
+			r.s.wake()
+		}
+	}
+	w.made = nil
 	if e := w.opening; e != nil {
 		w.opening = nil
 		e.openers = remove(e.openers, w)
@@ -212,7 +239,7 @@ func (t *Table) Ack(id cfs.SessionID, recall uint64, a Answer, attr *cfs.Attr) {
 	}
 	switch {
 	case a == Dropped:
-		if h := r.s.of(r.Key.Kind)[t.keys[r.Key]]; h != nil {
+		if h := r.s.of(r.Key.Kind)[t.keys[r.Key]]; h != nil && (r.Key.Kind != Open || h.seq <= r.seq) {
 			t.drop(h)
 		}
 	case a == StaysOpen && r.Key.Kind == Open:
@@ -268,6 +295,9 @@ func (t *Table) Due(id cfs.SessionID, out []Recall, limit int, now time.Duration
 		return out, 0
 	}
 	for r := s.first; r != nil && len(out) < limit; r = r.later {
+		if r.making > 0 { // a release would come before the hold
+			continue
+		}
 		if again := r.sent + t.cfg.AskAgain; r.isSent && now < again {
 			if next == 0 || again < next {
 				next = again
@@ -275,7 +305,7 @@ func (t *Table) Due(id cfs.SessionID, out []Recall, limit int, now time.Duration
 			continue
 		}
 		r.isSent, r.sent = true, now
-		out = append(out, Recall{ID: r.ID, Key: r.Key})
+		out = append(out, Recall{ID: r.ID, Key: r.Key, Held: r.Held})
 	}
 	return out, next
 }

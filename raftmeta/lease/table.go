@@ -172,16 +172,18 @@ func (t *Table) Leases() int { return t.leases }
 
 // Beat takes a confirmed heartbeat that arrived at a time, with the epoch that the session
 // knows and the inodes that it has open. It is the epoch that the session has now; false for
-// no such session. One that beats without an epoch uses no leases, and has open what it says.
+// no such session. One without an epoch says nothing of what was open under an earlier leader:
+// that comes with the heartbeat by which the session adopts its epoch.
 func (t *Table) Beat(id cfs.SessionID, epoch uint64, opens []cfs.Ino, arrived, now time.Duration) (uint64, bool) {
 	s := t.sessions[id]
 	if s == nil {
 		return 0, false
 	}
-	if epoch != 0 && epoch != s.epoch {
+	fresh := t.unattached[id] == nil
+	if epoch != s.epoch && (epoch != 0 || !fresh) {
 		return s.epoch, true
 	}
-	if t.unattached[id] != nil {
+	if !fresh {
 		delete(t.unattached, id)
 		delete(t.broad, id)
 	}
@@ -337,7 +339,9 @@ func (t *Table) addOpen(s *session, i cfs.Ino) (added bool) {
 		return false
 	}
 	e := t.entry(Key{Kind: Open, Ino: i})
-	if s.opens[e] != nil {
+	if h := s.opens[e]; h != nil { // an answer that is on its way is older
+		t.seq++
+		h.seq = t.seq
 		return false
 	}
 	t.addHold(s, e)

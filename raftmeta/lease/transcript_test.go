@@ -131,7 +131,11 @@ func (s *script) line(w []string) {
 		due, next := s.tab.Due(s.id(w[1]), nil, 100, s.now)
 		s.say("%s %v", show(epoch), ok)
 		for _, r := range due {
-			s.say("recall %s %s", show(r.ID), r.Key.text())
+			held := ""
+			if r.Held {
+				held = " held"
+			}
+			s.say("recall %s %s%s", show(r.ID), r.Key.text(), held)
 		}
 		if next > 0 {
 			s.say("again at %d", next.Milliseconds())
@@ -255,7 +259,7 @@ func (t *Table) check(tb testing.TB) {
 			if r.lapses() && len(r.waits) > 0 {
 				waiting++
 			}
-			if len(r.waits) == 0 && !r.kept {
+			if len(r.waits) == 0 && !r.Held {
 				tb.Fatalf("nobody waits for the recall of %s", r.Key.text())
 			}
 		}

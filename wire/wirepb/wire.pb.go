@@ -2578,6 +2578,7 @@ type Recall struct {
 	Ino           uint64                 `protobuf:"fixed64,3,opt,name=ino,proto3" json:"ino,omitempty"`
 	Dir           uint64                 `protobuf:"fixed64,4,opt,name=dir,proto3" json:"dir,omitempty"`
 	Name          []byte                 `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	Held          bool                   `protobuf:"varint,6,opt,name=held,proto3" json:"held,omitempty"` // an inode that may have been open: a hold was made for the session, to be released if it is not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2645,6 +2646,13 @@ func (x *Recall) GetName() []byte {
 		return x.Name
 	}
 	return nil
+}
+
+func (x *Recall) GetHeld() bool {
+	if x != nil {
+		return x.Held
+	}
+	return false
 }
 
 // WaitLock waits until what is in the way of a lock has changed. A wait that would never
@@ -5456,13 +5464,14 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\n" +
 	"WatchReply\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12/\n" +
-	"\arecalls\x18\x02 \x03(\v2\x15.claudefs.wire.RecallR\arecalls\"d\n" +
+	"\arecalls\x18\x02 \x03(\v2\x15.claudefs.wire.RecallR\arecalls\"x\n" +
 	"\x06Recall\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x10\n" +
 	"\x03ino\x18\x03 \x01(\x06R\x03ino\x12\x10\n" +
 	"\x03dir\x18\x04 \x01(\x06R\x03dir\x12\x12\n" +
-	"\x04name\x18\x05 \x01(\fR\x04name\"_\n" +
+	"\x04name\x18\x05 \x01(\fR\x04name\x12\x12\n" +
+	"\x04held\x18\x06 \x01(\bR\x04held\"_\n" +
 	"\bWaitLock\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x06R\x03ino\x12'\n" +
