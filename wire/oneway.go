@@ -51,6 +51,10 @@ func (c *Conn) Send(op Op, body proto.Message) error {
 
 // post sends an encoded one-way frame.
 func (c *Conn) post(f *outFrame) error {
+	if why := c.failure(); why != nil { // the writer hears of it a moment after Done
+		c.w.frames.free(f)
+		return why
+	}
 	c.metrics.sent(sideClient, len(f.buf))
 	err := c.w.post(f)
 	if err == nil || cfs.KindOf(err) == cfs.Overloaded {
