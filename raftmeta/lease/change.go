@@ -94,7 +94,7 @@ func (t *Table) ask(c *Change, s *session, k Key, now time.Duration) {
 
 // askUnknown asks the sessions of which it is not known what they have open.
 func (t *Table) askUnknown(c *Change, e *entry, now time.Duration) {
-	for _, s := range t.broad {
+	for _, s := range inOrder(t.broad) {
 		if s.id != c.session && s.opens[e] == nil {
 			t.ask(c, s, e.key, now)
 		}

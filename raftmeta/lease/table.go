@@ -1,6 +1,9 @@
 package lease
 
 import (
+	"cmp"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/claudefs/claudefs/cfs"
@@ -253,10 +256,18 @@ func (t *Table) lapse(s *session) {
 	t.renew(s)
 }
 
+// inOrder is sessions in the order of their ids: what the table does is a function of what it is told.
+func inOrder(of map[cfs.SessionID]*session) []*session {
+	if len(of) == 0 {
+		return nil
+	}
+	return slices.SortedFunc(maps.Values(of), func(a, b *session) int { return cmp.Compare(a.id, b.id) })
+}
+
 // Tick lapses what is due. It returns when it is to be called again, 0 for never.
 func (t *Table) Tick(now time.Duration) time.Duration {
 	var next time.Duration
-	for _, s := range t.asked {
+	for _, s := range inOrder(t.asked) {
 		switch {
 		case now >= s.deadline:
 			t.lapse(s)
