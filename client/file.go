@@ -103,7 +103,7 @@ func (f *File) Write(ctx context.Context, p []byte, off uint64) (int, error) {
 // having told of it: the kernel flushes for every descriptor of the handle that is closed, also
 // for those that a child process drops when it execs, and nobody sees that answer.
 func (f *File) Flush(ctx context.Context) error {
-	if !f.n.isOwned() {
+	if !f.n.mayDefer() {
 		if err := f.n.flush(ctx); err != nil {
 			return err
 		}
@@ -131,7 +131,7 @@ func (f *File) Close(ctx context.Context) error {
 	}
 	var err error
 	if f.flags&unix.O_ACCMODE != unix.O_RDONLY {
-		if !f.n.isOwned() {
+		if !f.n.mayDefer() {
 			err = f.n.flush(ctx)
 		}
 		if err == nil {

@@ -491,3 +491,17 @@ func (c *Client) flushAll(ctx context.Context) error {
 	}
 	return first
 }
+
+// mayDefer reports that a close need not commit what was written: this session owns the inode, and
+// there is no sign that space runs out, which close is to tell of then.
+func (n *inode) mayDefer() bool { return n.isOwned() && !n.c.tight() }
+
+// tight reports that a device is full, as far as the cluster or this client knows.
+func (c *Client) tight() bool {
+	for id, at := range c.layout.get().devices {
+		if at.full || c.full.has(id) {
+			return true
+		}
+	}
+	return false
+}
