@@ -151,6 +151,7 @@ type Map struct {
 	Jobs      []Job
 	TLSOff    bool     // the cluster was made without certificates
 	Revoked   []string // serial numbers of certificates that are refused, in hex
+	CA        string   // fingerprint of the authority that signs certificates; empty until it is recorded, and without certificates
 }
 
 // Statfs is the space of the file system, in bytes and inodes. Total and Free

@@ -41,3 +41,12 @@ type Token struct {
 	Role      Role
 	ExpiresNS int64
 }
+
+// Principal is who is behind a connection, as its certificate says. Node is 0 but for
+// servers; Serial is the certificate's number in hex, "" without one.
+type Principal struct {
+	ClusterID string
+	Role      Role
+	Node      NodeID
+	Serial    string
+}

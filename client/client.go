@@ -49,6 +49,7 @@ type Config struct {
 	Logger      *slog.Logger
 	WireMetrics *wire.Metrics
 	Boot        func() int64 // CLOCK_BOOTTIME in nanoseconds, by which leases lapse; nil: the system's
+	TLS         *wire.TLS    // of TCP connections; nil: they are not encrypted
 }
 
 // Client is a session with a cluster. Its methods may be called from any
@@ -137,7 +138,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	dial := wire.DialConfig{Hello: wire.Identity{ClusterID: cfg.ClusterID, Name: cfg.Name}, Metrics: cfg.WireMetrics}
+	dial := wire.DialConfig{Hello: wire.Identity{ClusterID: cfg.ClusterID, Name: cfg.Name}, Metrics: cfg.WireMetrics, TLS: cfg.TLS}
 	c := &Client{
 		cfg: cfg, log: cfg.Logger,
 		meta: wire.NewPool(dial, 1), data: wire.NewPool(dial, dataConns),

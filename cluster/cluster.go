@@ -66,7 +66,7 @@ func Start(ctx context.Context, spec Spec) (c *Cluster, err error) {
 	c = &Cluster{spec: spec, log: spec.Logger, spawn: newSpawner(), st: &state{
 		Version: stateVersion, ClusterID: spec.ClusterID, Binary: spec.Binary,
 		Devices: spec.Devices, DeviceSizeBytes: spec.DeviceSizeBytes,
-		ServerArgs: spec.ServerArgs, MountArgs: spec.MountArgs,
+		ServerArgs: spec.ServerArgs, MountArgs: spec.MountArgs, TLS: spec.TLS,
 	}}
 	defer func() {
 		if err != nil {
@@ -139,7 +139,7 @@ func Load(dir string, logger *slog.Logger) (*Cluster, error) {
 	}
 	spec := Spec{
 		Dir: dir, Binary: st.Binary, ClusterID: st.ClusterID, Nodes: len(st.Nodes), Devices: st.Devices,
-		DeviceSizeBytes: st.DeviceSizeBytes, ServerArgs: st.ServerArgs, MountArgs: st.MountArgs, Detach: true, Logger: logger,
+		DeviceSizeBytes: st.DeviceSizeBytes, ServerArgs: st.ServerArgs, MountArgs: st.MountArgs, TLS: st.TLS, Detach: true, Logger: logger,
 	}
 	if err := spec.complete(); err != nil {
 		return nil, err
@@ -227,6 +227,9 @@ func (c *Cluster) startNode(n *node) error {
 	}
 	if n.Advertise != n.Listen {
 		argv = append(argv, "--advertise", n.Advertise)
+	}
+	if !c.st.TLS {
+		argv = append(argv, "--tls", "off")
 	}
 	argv = append(argv, c.st.ServerArgs...)
 	if c.st.Network != nil {
@@ -361,7 +364,7 @@ func (c *Cluster) removeFiles() error {
 			errs = append(errs, cfs.Errorf("remove "+m.Point, cfs.Busy, "it is still mounted"))
 			continue
 		}
-		errs = append(errs, gone(os.Remove(m.Point)), gone(os.Remove(c.mountLog(m.Name)))) // Remove alone: never what is below
+		errs = append(errs, gone(os.Remove(m.Point)), gone(os.Remove(c.mountLog(m.Name))), gone(os.RemoveAll(m.identityDir()))) // Remove alone: never what is below
 	}
 	for _, n := range c.st.Nodes {
 		errs = append(errs, gone(os.RemoveAll(filepath.Join(c.spec.Dir, nodeName(n.ID)))), gone(os.Remove(c.LogPath(n.ID))))

@@ -80,6 +80,11 @@ func (m *Mount) start(ctx context.Context) error {
 		m.c.st.Binary, "mount", m.Point, "--server", strings.Join(m.c.Addrs(), ","),
 		"--metrics", m.Metrics, "--foreground",
 	}
+	identity, err := m.identityArgs(ctx)
+	if err != nil {
+		return cfs.E(op, cfs.KindOf(err), err)
+	}
+	argv = append(argv, identity...)
 	death := syscall.SIGKILL // not SIGTERM: it would wait for servers that die with it
 	if m.c.spec.Detach {
 		death = 0

@@ -58,6 +58,8 @@ type Spec struct {
 	ClockOffsets map[int]time.Duration
 	// Faults lets Fault trouble the servers while they run.
 	Faults bool
+	// TLS makes it a cluster with certificates; without, its servers are given --tls off.
+	TLS bool
 	// Detach lets the processes live on when this one ends.
 	Detach bool
 	// ServerArgs and MountArgs are appended to the command lines.

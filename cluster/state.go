@@ -24,6 +24,7 @@ type state struct {
 	Devices         int      `json:"devices"`
 	DeviceSizeBytes int64    `json:"device_size_bytes"`
 	ServerArgs      []string `json:"server_args,omitempty"`
+	TLS             bool     `json:"tls,omitempty"`
 	MountArgs       []string `json:"mount_args,omitempty"`
 	Nodes           []*node  `json:"nodes"`
 	Mounts          []*Mount `json:"mounts,omitempty"`

@@ -27,7 +27,7 @@ func (c *Cluster) Status(ctx context.Context, nodeID int) (*wirepb.StatusReply, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
-	conn, err := wire.Dial(ctx, n.Advertise, wire.DialConfig{Hello: wire.Identity{ClusterID: c.st.ClusterID, Name: "launcher"}})
+	conn, err := wire.Dial(ctx, c.askAddr(n), wire.DialConfig{Hello: wire.Identity{ClusterID: c.st.ClusterID, Name: "launcher"}})
 	if err != nil {
 		return nil, err
 	}

@@ -34,7 +34,11 @@ func (n *Node) admin(ctx context.Context, r *wire.Request) (wire.Response, error
 			reply = &wirepb.AdminReply{Text: "all shards were compared with the stripe table"}
 		}
 	default:
-		return n.raft.Serve(ctx, r)
+		resp, err := n.raft.Serve(ctx, r)
+		if cfs.KindOf(err) == cfs.NotLeader && n.fromHere(r) {
+			return n.passOn(ctx, r)
+		}
+		return resp, err
 	}
 	if err != nil {
 		return wire.Response{}, err

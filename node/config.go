@@ -54,6 +54,13 @@ type Config struct {
 	ReclaimInterval time.Duration
 	// OutAfter is how long a device is down before its shards are made anew elsewhere; 0 for the default.
 	OutAfter time.Duration
+	// TLS makes the node's connections encrypted, and certificates say who is who. It is a choice
+	// of the whole cluster, for good.
+	TLS bool
+	// BootstrapToken is what the seed nodes of a new cluster are to know; empty: nothing.
+	BootstrapToken string
+	// CertLifetime is how long certificates are valid that this node signs; 0 for the default.
+	CertLifetime time.Duration
 	// ClockOffset is added to every reading of the wall clock, for tests.
 	ClockOffset time.Duration
 	// ClockJump is added too, at each moment anew; nil: nothing is.
@@ -131,6 +138,9 @@ func (c *Config) check() error {
 	}
 	if c.ReclaimInterval < 0 {
 		return cfs.Errorf("reclaim interval", cfs.Usage, "%s, want 0 or more", c.ReclaimInterval)
+	}
+	if c.BootstrapToken != "" && !c.TLS {
+		return cfs.Errorf("bootstrap token", cfs.Usage, "a cluster without certificates has none")
 	}
 	if c.OutAfter < 0 {
 		return cfs.Errorf("time until out", cfs.Usage, "%s, want 0 or more", c.OutAfter)

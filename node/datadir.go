@@ -28,7 +28,8 @@ type state struct {
 	ClusterID string        `json:"cluster_id"`
 	NodeID    cfs.NodeID    `json:"node_id"`
 	Site      uint8         `json:"site_id"`
-	NextSlot  uint32        `json:"next_slot"` // slots below it have been given out
+	TLS       string        `json:"tls,omitempty"` // "on" or "off", as the cluster was made
+	NextSlot  uint32        `json:"next_slot"`     // slots below it have been given out
 	Devices   []deviceEntry `json:"devices"`
 }
 
@@ -137,7 +138,7 @@ func (d *dataDir) load(cfg *Config, op string) error {
 	raw, err := os.ReadFile(d.file(stateFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		d.state = state{Version: stateVersion, ClusterID: cfg.ClusterID, NodeID: cfg.NodeID, Site: cfg.Site}
-		return nil
+		return d.checkMode(cfg, op)
 	}
 	if err != nil {
 		return cfs.E(op, cfs.KindOf(err), err)
@@ -155,7 +156,7 @@ func (d *dataDir) load(cfg *Config, op string) error {
 	case s.Site != cfg.Site:
 		return cfs.Errorf(op, cfs.Usage, "it belongs to site %d, not site %d", s.Site, cfg.Site)
 	}
-	return nil
+	return d.checkMode(cfg, op)
 }
 
 // parseState reads node.json; it refuses other versions and slots that clash.

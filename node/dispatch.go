@@ -32,10 +32,16 @@ func (d *dispatch) Serve(ctx context.Context, r *wire.Request) (wire.Response, e
 		return wire.Response{Body: d.done.addTo(d.raft.Top())}, nil
 	case wire.OpInspect:
 		return wire.Response{Body: d.node.inspect()}, nil
+	case wire.OpEnrol:
+		return d.node.enrol(ctx, r)
 	case wire.OpAdmin:
 		return d.node.admin(ctx, r)
 	}
-	return d.raft.Serve(ctx, r)
+	resp, err := d.raft.Serve(ctx, r)
+	if cfs.KindOf(err) == cfs.NotLeader && d.node.fromHere(r) {
+		return d.node.passOn(ctx, r)
+	}
+	return resp, err
 }
 
 // holdBack waits as long as an answer is to be late, unless nobody waits for it any more.

@@ -20,6 +20,10 @@
 // over), requests, the logs, the devices, the memory: nothing is closed while
 // something above may use it.
 //
+// Who is who: a node has a certificate (pki), which it makes, or gets from node 1, when the cluster begins, and renews
+// by itself (security.go, whose head says how a cluster begins). What a peer may ask for by its role is
+// one table (authz.go).
+//
 // # Devices that come and go
 //
 // A device is added while the node runs ([wire.VerbDeviceAdd]) by the functions and under the rules

@@ -22,7 +22,7 @@ const (
 func (n *Node) heartbeats(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	failing := false
+	failing, heard := false, false
 	for {
 		select {
 		case <-ctx.Done():
@@ -34,11 +34,15 @@ func (n *Node) heartbeats(ctx context.Context) {
 		case ctx.Err() != nil:
 			return
 		case err == nil:
+			heard = true
 			n.heardNS.Store(time.Now().UnixNano())
 			n.metrics.heartbeats.Inc()
 			if failing {
 				n.log.Info("the leader answers again", "leader", n.leader.believed())
 			}
+		case cfs.KindOf(err) == cfs.Denied && !heard:
+			n.fail(err)
+			return
 		default:
 			n.metrics.heartbeatErrors.Inc()
 			if !failing {

@@ -22,14 +22,15 @@ const attemptTimeout = time.Second
 type leader struct {
 	pool  *wire.Pool
 	seeds []string
+	self  string // this node's own address
 
 	mu   sync.Mutex
 	addr string // believed to lead
 	next int    // the seed to try after it
 }
 
-func newLeader(pool *wire.Pool, seeds []string) *leader {
-	return &leader{pool: pool, seeds: seeds, addr: seeds[0], next: 1 % len(seeds)}
+func newLeader(pool *wire.Pool, seeds []string, self string) *leader {
+	return &leader{pool: pool, seeds: seeds, self: self, addr: seeds[0], next: 1 % len(seeds)}
 }
 
 func (l *leader) believed() string {
@@ -54,9 +55,11 @@ func (l *leader) moveOn(from, hint string) {
 }
 
 // call asks the leader, each voter tried once and one hint followed at most. An
-// answer that another voter would give too is returned as it is.
+// answer that another voter would give too is returned as it is. The error is Denied only if
+// every other voter that was asked refuses this node.
 func (l *leader) call(ctx context.Context, op wire.Op, req, resp proto.Message) error {
-	var err error
+	var err, denied error
+	refused := true
 	for range len(l.seeds) + 1 {
 		addr := l.believed()
 		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
@@ -70,12 +73,23 @@ func (l *leader) call(ctx context.Context, op wire.Op, req, resp proto.Message) 
 		if errors.As(err, &remote) {
 			hint = remote.Leader
 		}
+		if cfs.KindOf(err) == cfs.Denied {
+			denied = err
+		} else if addr != l.self {
+			refused = false
+		}
 		switch cfs.KindOf(err) {
-		case cfs.NotLeader, cfs.Unavailable, cfs.Timeout, cfs.Canceled, cfs.Closed, cfs.Overloaded, cfs.IO:
+		case cfs.Denied, cfs.NotLeader, cfs.Unavailable, cfs.Timeout, cfs.Canceled, cfs.Closed, cfs.Overloaded, cfs.IO:
 			l.moveOn(addr, hint)
 		default:
 			return err
 		}
+	}
+	switch {
+	case denied != nil && refused:
+		return denied
+	case cfs.KindOf(err) == cfs.Denied:
+		return cfs.E("", cfs.Unavailable, err)
 	}
 	return err
 }

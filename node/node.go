@@ -47,6 +47,7 @@ type Node struct {
 	server  *wire.Server
 	http    *http.Server // nil without a metrics address
 	leader  *leader
+	trust   *security
 	feed    *feed
 	stripes *restriper
 	heardNS atomic.Int64 // when the leader last took a heartbeat
@@ -95,6 +96,10 @@ func (n *Node) start(ctx context.Context) (err error) {
 		return err
 	}
 	if n.dir, err = openDataDir(&n.cfg); err != nil {
+		return err
+	}
+	// Before any device is formatted: the wait for node 1 can be given up.
+	if err = n.openSecurity(ctx); err != nil {
 		return err
 	}
 	if n.devices, err = openDevices(&n.cfg, n.dir); err != nil {
@@ -146,14 +151,14 @@ func (n *Node) startServices() (err error) {
 	}
 	hello := wire.Identity{ClusterID: n.cfg.ClusterID, NodeID: n.cfg.NodeID, Name: fmt.Sprintf("node %d", n.cfg.NodeID)}
 	for i := range n.pools {
-		n.pools[i] = wire.NewPool(wire.DialConfig{Hello: hello, DialTimeout: dialTimeout, Metrics: wireMetrics}, connsPerPeer)
+		n.pools[i] = wire.NewPool(wire.DialConfig{Hello: hello, DialTimeout: dialTimeout, Metrics: wireMetrics, TLS: n.trust.tls()}, connsPerPeer)
 	}
 	n.raft, err = raftmeta.Open(raftmeta.Config{
 		ClusterID: n.cfg.ClusterID, NodeID: n.cfg.NodeID, Dir: filepath.Join(n.dir.path, raftDir),
 		Seeds: n.cfg.Seeds, Pool: n.pools[0], Clock: offsetClock{n.cfg.ClockOffset, n.cfg.ClockJump},
 		SegmentBytes: n.cfg.RaftSegmentBytes, SyncDelay: n.cfg.SyncDelay,
-		OutAfter: n.cfg.OutAfter,
-		Logger:   n.log.With("part", "raft"), Metrics: raftmeta.NewMetrics(n.registry),
+		OutAfter: n.cfg.OutAfter, CertLifetime: n.cfg.CertLifetime,
+		Logger: n.log.With("part", "raft"), Metrics: raftmeta.NewMetrics(n.registry),
 	})
 	if err != nil {
 		return err
@@ -164,15 +169,19 @@ func (n *Node) startServices() (err error) {
 		ReclaimInterval: n.cfg.ReclaimInterval, ScrubBytesPerSecond: n.cfg.ScrubBytesPerSecond,
 		Logger: n.log.With("part", "store"), Metrics: store.NewMetrics(n.registry),
 	})
-	n.leader = newLeader(n.pools[1], n.cfg.Seeds)
+	n.leader = newLeader(n.pools[1], n.cfg.Seeds, n.addr)
 	n.feed = newFeed(n.store.FeedPositions())
 	n.stripes = &restriper{n: n}
 	n.stripes.register(n.registry)
 	d := &dispatch{node: n, store: n.store, raft: n.raft, delay: n.cfg.ReadDelay}
-	n.server = wire.NewServer(wire.ServerConfig{
+	sc := wire.ServerConfig{
 		Hello: hello, Handler: d, Alloc: d.alloc, MaxInFlight: maxInFlight,
-		Logger: n.log.With("part", "wire"), Metrics: wireMetrics,
-	})
+		Logger: n.log.With("part", "wire"), Metrics: wireMetrics, TLS: n.trust.tls(),
+	}
+	if n.cfg.TLS {
+		sc.Allow = allow
+	}
+	n.server = wire.NewServer(sc)
 	return nil
 }
 
@@ -193,7 +202,8 @@ func (n *Node) serve() {
 	if n.metricsLn != nil {
 		n.http = n.serveMetrics(n.metricsLn)
 	}
-	for _, f := range []func(context.Context){n.heartbeats, n.followFeed, n.store.Scrub, n.store.Mend, n.retireDevices, n.stripes.run} {
+	for _, f := range []func(context.Context){n.heartbeats, n.followFeed, n.store.Scrub, n.store.Mend, n.retireDevices, n.stripes.run,
+		n.trust.guard, n.trust.record, n.trust.renew} {
 		n.group.Add(1)
 		go func() {
 			defer n.group.Done()

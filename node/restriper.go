@@ -91,7 +91,7 @@ func (r *restriper) restripe(ctx context.Context) {
 	servers := append([]string{"unix:" + r.n.dir.file(socketFile)}, r.n.cfg.Seeds...)
 	c, err := client.New(ctx, client.Config{
 		Servers: servers, ClusterID: r.n.cfg.ClusterID, Name: fmt.Sprintf("restriper of node %d", r.n.cfg.NodeID),
-		MemoryBytes: client.MinMemoryBytes, Logger: log,
+		MemoryBytes: client.MinMemoryBytes, Logger: log, TLS: r.n.trust.tls(),
 	})
 	if err != nil {
 		if ctx.Err() == nil {

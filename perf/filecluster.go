@@ -96,7 +96,7 @@ func startCluster(ctx context.Context, program, dir string, nodes, devices int, 
 		return nil, cfs.E("start a cluster", cfs.KindOf(err), err)
 	}
 	size := units.Bytes(deviceBytes).String()
-	err = c.demo(ctx, "up", "--nodes", strconv.Itoa(nodes), "--devices", strconv.Itoa(devices), "--device-size", size, "--prewrite", size)
+	err = c.demo(ctx, "up", "--tls", "off", "--nodes", strconv.Itoa(nodes), "--devices", strconv.Itoa(devices), "--device-size", size, "--prewrite", size)
 	if err == nil {
 		err = c.load()
 	}

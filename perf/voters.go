@@ -91,7 +91,7 @@ func (v *voterSet) start(i int) error {
 	// A device is given by its path; nothing but the namespace is served from it.
 	cmd := exec.Command(v.cfs, "server", "--cluster-id", votersID, "--node-id", strconv.Itoa(i+1), "--listen", v.addrs[i],
 		"--data-dir", filepath.Join(v.nodeDir(i), "data"), "--device", v.device(i), "--seed-nodes", strings.Join(v.addrs, ","),
-		"--scrub-rate", "0", "--restripe-rate", "0", "--log-level", "warn")
+		"--scrub-rate", "0", "--restripe-rate", "0", "--log-level", "warn", "--tls", "off")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	n := &voter{cmd: cmd, said: &bytes.Buffer{}, ended: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = n.said, n.said

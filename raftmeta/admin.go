@@ -35,6 +35,13 @@ func (n *Node) serveAdmin(ctx context.Context, r *wire.Request) (wire.Response, 
 	if resp, ours, err := n.serveOwn(ctx, &m); ours || err != nil {
 		return resp, err
 	}
+	if carry := n.identityVerb(wire.Verb(m.Verb)); carry != nil {
+		reply, err := carry(ctx, &m)
+		if err != nil {
+			return wire.Response{}, err
+		}
+		return wire.Response{Body: reply}, nil
+	}
 	c := &adminCall{verb: wire.Verb(m.Verb), id: cfs.DeviceID(m.Device), rate: m.RateBytes, force: m.Force, done: make(chan adminOutcome, 1)}
 	if c.verb < wire.VerbDeviceRemove || c.verb > wire.VerbJobRate {
 		return wire.Response{}, cfs.Errorf("admin", cfs.Unsupported, "verb %d is not one of the leader's", m.Verb)

@@ -112,6 +112,7 @@ type Config struct {
 	CompactEntries uint64               // 0: the log is truncated after 64 Ki entries,
 	CompactBytes   int64                // 0: or after 64 MiB of them
 	CacheBytes     int64                // 0: kv.DefaultCacheBytes
+	CertLifetime   time.Duration        // 0: pki.DefaultLifetime
 }
 
 func (c *Config) complete() error {

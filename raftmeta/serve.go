@@ -15,7 +15,7 @@ var (
 )
 
 // Serve answers the metadata requests of the wire: OpCommand, OpQuery, OpHeartbeat, OpWatch, OpWaitLock,
-// OpStatus, OpTop, OpCheckState, OpSnapshot, and of OpAdmin the leader's verbs; OpRaft comes one-way, to Receive.
+// OpStatus, OpTop, OpCheckState, OpSnapshot, OpEnrol, and of OpAdmin the leader's verbs; OpRaft comes one-way, to Receive.
 // What only the leader can answer is cfs.NotLeader elsewhere, with the leader's address in it.
 func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error) {
 	select {
@@ -42,6 +42,8 @@ func (n *Node) Serve(ctx context.Context, r *wire.Request) (wire.Response, error
 		return wire.Response{}, n.serveSnapshot(ctx, r)
 	case wire.OpAdmin:
 		return n.serveAdmin(ctx, r)
+	case wire.OpEnrol:
+		return n.serveEnrol(ctx, r)
 	case wire.OpCheckState:
 		reply, err := n.checkState(ctx)
 		if err != nil {

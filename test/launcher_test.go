@@ -99,7 +99,7 @@ func TestDemoUpAndDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{{"status"}, {"nodes"}, {"devices"}, {"groups"}, {"status", "--json"}} {
-		out, err := exec.Command(binary, append([]string{"admin", "--server", c.Addrs()[0]}, args...)...).CombinedOutput()
+		out, err := exec.Command(binary, append([]string{"admin", "--server", c.AdminAddr(1)}, args...)...).CombinedOutput()
 		if err != nil || len(out) == 0 {
 			t.Errorf("admin %v: %v\n%s", args, err, out)
 		}

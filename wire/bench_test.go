@@ -21,30 +21,33 @@ func cpuNS() int64 {
 
 // benchServer answers gets from one piece of memory, and puts.
 func benchServer(b *testing.B, network string) string {
+	return benchServerOf(b, network, ServerConfig{})
+}
+
+func benchServerOf(b *testing.B, network string, cfg ServerConfig) string {
 	data := make([]byte, MaxPayload)
 	free := make(chan Buffer, 64)
-	_, addr := serve(b, network, ServerConfig{
-		Handler: handlerFunc(func(_ context.Context, r *Request) (Response, error) {
-			if r.Op == OpGetShard {
-				var m wirepb.GetShard
-				if err := r.Decode(&m); err != nil {
-					return Response{}, err
-				}
-				return Response{Body: &wirepb.GetShardReply{}, Payload: [][]byte{data[:m.Len]}}, nil
+	cfg.Handler = handlerFunc(func(_ context.Context, r *Request) (Response, error) {
+		if r.Op == OpGetShard {
+			var m wirepb.GetShard
+			if err := r.Decode(&m); err != nil {
+				return Response{}, err
 			}
-			return Response{}, nil
-		}),
-		Alloc: func(ctx context.Context, op Op, n int) (Buffer, error) {
-			select {
-			case f := <-free:
-				if len(f.Bytes()) == n {
-					return f, nil
-				}
-			default:
-			}
-			return &pooledBuffer{make([]byte, n), free}, nil
-		},
+			return Response{Body: &wirepb.GetShardReply{}, Payload: [][]byte{data[:m.Len]}}, nil
+		}
+		return Response{}, nil
 	})
+	cfg.Alloc = func(ctx context.Context, op Op, n int) (Buffer, error) {
+		select {
+		case f := <-free:
+			if len(f.Bytes()) == n {
+				return f, nil
+			}
+		default:
+		}
+		return &pooledBuffer{make([]byte, n), free}, nil
+	}
+	_, addr := serve(b, network, cfg)
 	return addr
 }
 

@@ -27,6 +27,7 @@ type DialConfig struct {
 	Hello       Identity
 	DialTimeout time.Duration // 0: three seconds
 	Metrics     *Metrics      // nil: none
+	TLS         *TLS          // of TCP connections; nil: they are not encrypted
 }
 
 // Conn is a connection to a server, for any number of goroutines.
@@ -102,6 +103,12 @@ func connect(ctx context.Context, addr string, cfg DialConfig) (*Conn, error) {
 
 // newClient is the client's side of a connection that has been made, after the hello.
 func newClient(ctx context.Context, nc net.Conn, addr string, cfg DialConfig) (*Conn, error) {
+	socket := nc
+	nc, who, err := secureClient(ctx, nc, cfg.TLS)
+	if err != nil {
+		socket.Close()
+		return nil, cfs.E("connect to "+addr, cfs.KindOf(err), err)
+	}
 	c := &Conn{
 		nc: nc, metrics: cfg.Metrics,
 		r:       frameReader{conn: nc, peer: addr, buf: make([]byte, readBufferBytes)},
@@ -110,8 +117,10 @@ func newClient(ctx context.Context, nc net.Conn, addr string, cfg DialConfig) (*
 	}
 	c.w = frameWriter{conn: nc, frames: &c.frames, broken: c.fail}
 	c.w.attempt.prepare(nc)
-	var err error
-	if c.peer, err = greet(ctx, nc, &c.r, cfg.Hello); err != nil {
+	if c.peer, err = greet(ctx, nc, &c.r, cfg.Hello); err == nil && who.Role != cfs.RoleNone {
+		err = c.peer.is(who)
+	}
+	if err != nil {
 		nc.Close()
 		kind := cfs.KindOf(err)
 		if kind == cfs.IO || errors.Is(err, io.EOF) {

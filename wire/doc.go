@@ -24,6 +24,12 @@
 // from. So a handler may block, but a handler that never returns uses up one
 // place for as long as the connection lives.
 //
+// Security: with a [TLS] configured TCP connections are encrypted, and Peer says by its certificate who
+// the other side is; without one they are plain, and a peer is whoever it says. The certificate is judged after the handshake
+// and before the hello is answered, so that a refusal is an error in words. ServerConfig.Allow decides what a
+// peer may ask for before anything of the request is taken in; Cut ends connections of those who may not be here any more.
+// Over a unix socket the kernel says who is there.
+//
 // Errors: a call fails with a *cfs.Error. One that the server answered holds a
 // *RemoteError; one that the connection broke under has kind cfs.Unavailable,
 // and nobody knows whether it was executed. Frames that break the protocol end
@@ -32,6 +38,6 @@
 //
 // Reading order: frame.go (the header), reader.go and writer.go (frames on a
 // socket), conn.go (calls), server.go
-// (requests), oneway.go, pool.go, net.go (the one place
+// (requests), oneway.go, security.go, pool.go, net.go (the one place
 // where connections are made and accepted), convert*.go (cfs <-> wirepb).
 package wire

@@ -46,6 +46,11 @@ type Peer struct {
 	Addr      string
 	Features  uint64 // bits that both sides have
 
+	// Of the certificate, or of the process at the other end of a unix socket.
+	Role      cfs.Role
+	Serial    string     // the certificate's number, "" without one
+	Certified cfs.NodeID // the server that the certificate is of, 0 for none
+
 	maxInFlight int // of a server
 }
 

@@ -128,7 +128,7 @@ func tune(nc net.Conn) {
 
 // hungUp reports that the peer has closed its side, though unread data may be before it.
 func hungUp(nc net.Conn) bool {
-	sc, ok := nc.(syscall.Conn)
+	sc, ok := socketOf(nc).(syscall.Conn)
 	if !ok {
 		return false
 	}

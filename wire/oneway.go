@@ -206,6 +206,9 @@ func (c *serverConn) receive(h *header) error {
 	if c.s.receiver == nil || h.op >= opEnd || h.op == OpHello || h.op == OpPing {
 		return c.r.refuse("op", fmt.Sprintf("%s is not taken one-way", h.op))
 	}
+	if err := c.allow(h.op); err != nil {
+		return err
+	}
 	m := c.s.cfg.Metrics
 	m.received(sideServer, HeaderSize+int(h.bodyLen))
 	c.body = sized(c.body, int(h.bodyLen))

@@ -23,6 +23,12 @@ const maxServerConns = 4096
 // helloTimeout bounds the time that a new connection has to say hello.
 const helloTimeout = 5 * time.Second
 
+// lingerTimeout and lingerBytes bound the wait for a peer that was refused to end its side.
+const (
+	lingerTimeout = time.Second
+	lingerBytes   = 64 << 10
+)
+
 // acceptPause is the wait after a failed accept (out of descriptors, mostly).
 const acceptPause = 50 * time.Millisecond
 
@@ -78,6 +84,10 @@ type ServerConfig struct {
 	MaxInFlight int          // requests at once on one connection; 0: 128
 	Logger      *slog.Logger // nil: silence
 	Metrics     *Metrics     // nil: none
+	TLS         *TLS         // of TCP connections; nil: they are not encrypted
+	// Allow says whether a peer may ask for an operation; nil: everything. It is asked before
+	// anything of the request but its header is taken in, and its error is the answer.
+	Allow func(*Peer, Op) error
 }
 
 // Server accepts connections and serves their requests.
@@ -89,6 +99,8 @@ type Server struct {
 	frames   framePool
 	bodies   sync.Pool // *[]byte
 	wg       sync.WaitGroup
+
+	handshakes chan struct{} // one for each that is being made
 
 	mu        sync.Mutex
 	closed    bool
@@ -108,7 +120,8 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, listeners: map[net.Listener]struct{}{}, conns: map[*serverConn]struct{}{}}
+	s := &Server{cfg: cfg, listeners: map[net.Listener]struct{}{}, conns: map[*serverConn]struct{}{},
+		handshakes: make(chan struct{}, maxHandshakes)}
 	s.receiver, _ = cfg.Handler.(Receiver)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
@@ -191,7 +204,7 @@ func (s *Server) watchdog() {
 		}
 		s.mu.Lock()
 		for c := range s.conns {
-			if c.blocked.Load() && hungUp(c.nc) {
+			if c.blocked.Load() && hungUp(c.raw) {
 				c.end()
 			}
 		}

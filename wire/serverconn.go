@@ -18,17 +18,20 @@ import (
 // writes it.
 type serverConn struct {
 	s      *Server
-	nc     net.Conn
+	raw    net.Conn // the socket
+	nc     net.Conn // what frames go by: raw, or TLS over it from the handshake on
 	r      frameReader
 	w      frameWriter
-	peer   *Peer
+	peer   *Peer // of the reader; others look at greetedPeer
 	ctx    context.Context
 	cancel context.CancelFunc
 	slots  chan struct{} // one for each request, until its reply is written
 	// blocked: the reader waits for a slot or for memory, and so does not see the
 	// connection end; the server's watchdog looks for it.
-	blocked atomic.Bool
-	wg      sync.WaitGroup
+	blocked     atomic.Bool
+	greetedPeer atomic.Pointer[Peer]
+	cut         atomic.Pointer[error] // why the connection is to end
+	wg          sync.WaitGroup
 
 	// Of the reader: the one-way frame at hand.
 	oneWay Request
@@ -53,7 +56,7 @@ type call struct {
 
 func (s *Server) newConn(nc net.Conn) *serverConn {
 	c := &serverConn{
-		s: s, nc: nc,
+		s: s, raw: nc, nc: nc,
 		r:     frameReader{conn: nc, peer: peerAddr(nc), buf: make([]byte, readBufferBytes)},
 		slots: make(chan struct{}, s.cfg.MaxInFlight),
 		calls: map[uint64]*call{},
@@ -66,7 +69,7 @@ func (s *Server) newConn(nc net.Conn) *serverConn {
 // end closes the connection, then ends the handlers: in this order, so that no
 // caller is told "canceled" that has canceled nothing.
 func (c *serverConn) end() {
-	c.nc.Close()
+	c.raw.Close()
 	c.cancel()
 }
 
@@ -85,7 +88,12 @@ func (c *serverConn) run() {
 			err = c.frame(&h)
 		}
 	}
-	if c.peer != nil {
+	if why := c.cut.Load(); why != nil {
+		err = *why
+	}
+	if c.peer == nil {
+		c.linger()
+	} else {
 		log = log.With("name", c.peer.Name)
 		c.farewell(OpPing, err)
 	}
@@ -103,16 +111,30 @@ func (c *serverConn) run() {
 
 // greeted is the server's side of the hello.
 func (c *serverConn) greeted() error {
-	c.nc.SetDeadline(time.Now().Add(helloTimeout))
+	c.raw.SetDeadline(time.Now().Add(helloTimeout))
 	c.r.fixed = true
-	body, err := readHello(&c.r, 0)
+	who, refusal, err := c.secure()
 	if err != nil {
 		return err
+	}
+	body, err := readHello(&c.r, 0)
+	switch {
+	case err != nil && c.s.cfg.TLS == nil && c.r.buf[0] == recordTLS:
+		return cfs.Errorf("hello from "+c.r.peer, cfs.Denied, textTLS)
+	case err != nil:
+		return err
+	case refusal != nil:
+		return cfs.E("hello from "+c.r.peer, cfs.Denied, refusal)
 	}
 	own := c.s.cfg.Hello
 	peer, err := helloFromPB(body, own, c.r.peer)
 	if err != nil {
 		return err
+	}
+	if c.s.cfg.TLS != nil {
+		if err := peer.is(who); err != nil {
+			return err
+		}
 	}
 	frame, err := connFrame(OpHello, flagReply, helloToPB(own, c.s.cfg.MaxInFlight))
 	if err != nil {
@@ -121,9 +143,10 @@ func (c *serverConn) greeted() error {
 	if _, err := c.nc.Write(frame); err != nil {
 		return err
 	}
-	c.nc.SetDeadline(time.Time{})
+	c.raw.SetDeadline(time.Time{})
 	c.r.fixed = false
 	c.peer = peer
+	c.greetedPeer.Store(peer)
 	return nil
 }
 
@@ -145,6 +168,18 @@ func (c *serverConn) farewell(op Op, cause error) {
 		return
 	}
 	c.w.send(f)
+}
+
+// linger lets a peer that was refused read why: what it has sent and nobody has read
+// would make the kernel throw our answer away.
+func (c *serverConn) linger() {
+	t, ok := c.raw.(*net.TCPConn)
+	if !ok || t.CloseWrite() != nil {
+		return
+	}
+	t.SetReadDeadline(time.Now().Add(lingerTimeout))
+	// However it ends, it has served its purpose.
+	_, _ = io.CopyN(io.Discard, t, lingerBytes)
 }
 
 // frame takes in one frame: a cancellation, a one-way frame, or a request that it starts.
@@ -239,6 +274,9 @@ func (c *serverConn) accept(h *header) (*call, error) {
 // returned, one to answer is left in k.err.
 func (k *call) receive(h *header) error {
 	c := k.c
+	if k.err = c.allow(h.op); k.err != nil {
+		return c.r.skip(int(h.bodyLen)+int(h.payloadLen), "request that is not allowed")
+	}
 	k.body, _ = c.s.bodies.Get().(*[]byte)
 	if k.body == nil {
 		k.body = new([]byte)
@@ -269,6 +307,14 @@ func (k *call) receive(h *header) error {
 	}
 	k.Payload = buf
 	return c.r.full(buf.Bytes(), "payload")
+}
+
+// allow says whether the peer may ask for an operation. Anybody may ping.
+func (c *serverConn) allow(op Op) error {
+	if c.s.cfg.Allow == nil || op == OpPing {
+		return nil
+	}
+	return c.s.cfg.Allow(c.peer, op)
 }
 
 // serve runs the handler and sends its answer.

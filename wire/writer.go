@@ -224,6 +224,11 @@ func (w *frameWriter) write(batch []*outFrame) error {
 		w.parts = append(w.parts, f.buf)
 		w.parts = append(w.parts, f.payload...)
 	}
+	if s, ok := w.conn.(*secured); ok {
+		err := s.writeParts(w.parts)
+		clear(w.parts)
+		return err
+	}
 	w.vec = w.parts
 	_, err := w.vec.WriteTo(w.conn)
 	clear(w.parts)

@@ -176,8 +176,16 @@ func (d *demo) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d.out.result("usable after %s, led by node %d, mounted at %s", seconds(time.Since(begun)), leader, d.mount.Point)
+	d.out.result("usable after %s, led by node %d, mounted at %s; connections: %s", seconds(time.Since(begun)), leader, d.mount.Point, d.security())
 	return nil
+}
+
+// security says how connections are made.
+func (d *demo) security() string {
+	if d.opt.TLS {
+		return "TLS"
+	}
+	return "no TLS"
 }
 
 func (d *demo) remount(ctx context.Context) error { return d.mount.Remount(ctx) }
@@ -247,9 +255,9 @@ func (d *demo) explain(err error) {
 
 // keep says how to use and stop what is left.
 func (d *demo) keep() {
-	self := d.opt.Binary
+	self, server := d.opt.Binary, d.cl.AdminAddr(1)
 	d.out.text(fmt.Sprintf("\nThe cluster stays.\n  use it:   ls %s\n  look:     %s admin status --server %s\n  stop it:  %s demo down --dir %s\n",
-		d.mount.Point, self, d.cl.Addrs()[0], self, d.dir))
+		d.mount.Point, self, server, self, d.dir))
 }
 
 // cleanUp leaves nothing behind: in order where all went well, by force otherwise.

@@ -18,6 +18,8 @@ type Options struct {
 	DeviceSizeBytes int64
 	// PrewriteBytes of each device are written once before Up starts the cluster. The demo chooses itself.
 	PrewriteBytes int64
+	// TLS makes it a cluster with certificates.
+	TLS bool
 	// Keep leaves the cluster mounted.
 	Keep bool
 	// Short takes a smaller tree and smaller files.
@@ -56,6 +58,6 @@ func (o *Options) check() error {
 func (o *Options) spec(dir string) cluster.Spec {
 	return cluster.Spec{
 		Dir: dir, Binary: o.Binary, Nodes: o.Nodes, Devices: o.Devices,
-		DeviceSizeBytes: o.DeviceSizeBytes, PrewriteBytes: o.PrewriteBytes, Logger: o.Logger,
+		DeviceSizeBytes: o.DeviceSizeBytes, PrewriteBytes: o.PrewriteBytes, Logger: o.Logger, TLS: o.TLS,
 	}
 }

@@ -31,12 +31,12 @@ type rates struct {
 
 // report prints the rates and the cluster's status.
 func (d *demo) report(ctx context.Context) error {
-	status, err := d.command(ctx, d.dir, nil, d.opt.Binary, "admin", "status", "--server", d.cl.Addrs()[0])
+	status, err := d.command(ctx, d.dir, nil, d.opt.Binary, "admin", "status", "--server", d.cl.AdminAddr(1))
 	if err != nil {
 		return err
 	}
-	d.out.text(fmt.Sprintf("\nRates (%d processes on this machine, TCP, no TLS; fio: direct, 1 MiB, queue depth 8, the same disk in the same run)\n%s\ncfs admin status\n%s\nEvery byte was right.\n",
-		d.opt.Nodes+1, indent(table(d.rates.rows())), indent(status)))
+	d.out.text(fmt.Sprintf("\nRates (%d processes on this machine, TCP, %s; fio: direct, 1 MiB, queue depth 8, the same disk in the same run)\n%s\ncfs admin status\n%s\nEvery byte was right.\n",
+		d.opt.Nodes+1, d.security(), indent(table(d.rates.rows())), indent(status)))
 	return nil
 }
 

@@ -24,7 +24,7 @@ func Up(ctx context.Context, opt Options) error {
 		return errors.Join(err, c.Destroy())
 	}
 	fmt.Fprintf(opt.Out, "cluster %s: %d nodes of %d devices\nmounted:   %s\nservers:   %s\nstop it:   %s demo down --dir %s\n",
-		c.ClusterID(), opt.Nodes, opt.Devices, m.Point, c.Addrs()[0], opt.Binary, c.Dir())
+		c.ClusterID(), opt.Nodes, opt.Devices, m.Point, c.AdminAddr(1), opt.Binary, c.Dir())
 	return nil
 }
 

@@ -38,6 +38,8 @@ type adminFlags struct {
 	timeout time.Duration
 	json    bool
 	pace    pace
+
+	identity identityFlags
 }
 
 // newAdminCmd makes `cfs admin` with what it can show and do.
@@ -46,12 +48,13 @@ func newAdminCmd() *cobra.Command {
 }
 
 func adminCommand(p pace) *cobra.Command {
-	f := &adminFlags{pace: p}
+	f := &adminFlags{pace: p, identity: identityFlags{admin: true}}
 	cmd := &cobra.Command{Use: "admin", Short: "look at a cluster, and change it"}
 	pf := cmd.PersistentFlags()
 	pf.StringVar(&f.server, "server", defaultServer, "HOST:PORT of any server, or unix:PATH")
 	pf.DurationVar(&f.timeout, "timeout", defaultTimeout, "how long to wait for one answer")
 	pf.BoolVar(&f.json, "json", false, "print one JSON document")
+	f.identity.add(pf)
 	for _, view := range []struct {
 		name, short string
 		document    func(*statusDoc) any
@@ -74,13 +77,14 @@ func adminCommand(p pace) *cobra.Command {
 	}
 	cmd.AddCommand(f.deviceCommand(), f.jobCommand(), f.scrubCommand(), f.fsckCommand())
 	cmd.AddCommand(f.sessionsCommand(), f.sessionCommand(), f.topCommand(), f.journalCommand())
+	cmd.AddCommand(f.tokenCommand(), f.revokeCommand(), f.enrolCommand())
 	return cmd
 }
 
 // command makes a command that has a connection while it runs.
 func (f *adminFlags) command(use, short string, args cobra.PositionalArgs, run func(*cobra.Command, *conn, []string) error) *cobra.Command {
 	return &cobra.Command{Use: use, Short: short, Args: args, RunE: func(c *cobra.Command, args []string) error {
-		cc, err := f.connect()
+		cc, err := f.connect(c.Context())
 		if err != nil {
 			return err
 		}

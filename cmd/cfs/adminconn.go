@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
 	"sync"
@@ -40,14 +41,18 @@ type conn struct {
 }
 
 // connect makes a conn; the first request makes connections.
-func (f *adminFlags) connect() (*conn, error) {
+func (f *adminFlags) connect(ctx context.Context) (*conn, error) {
 	if err := checkServer(f.server); err != nil {
 		return nil, err
 	}
 	if f.timeout <= 0 {
 		return nil, cli.Usage("--timeout", "want a positive duration")
 	}
-	pool := wire.NewPool(wire.DialConfig{Hello: wire.Identity{Name: "cfs admin"}, DialTimeout: min(f.timeout, maxDialTime)}, 1)
+	store, err := f.identity.open(ctx, []string{f.server}, "", slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	pool := wire.NewPool(wire.DialConfig{Hello: wire.Identity{Name: "cfs admin"}, DialTimeout: min(f.timeout, maxDialTime), TLS: tlsOf(store)}, 1)
 	return &conn{pool: pool, timeout: f.timeout, server: f.server}, nil
 }
 

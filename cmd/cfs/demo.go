@@ -22,6 +22,7 @@ type demoFlags struct {
 	deviceSize units.Bytes
 	prewrite   units.Bytes
 	logLevel   string
+	tls        string
 }
 
 // demoCommand is `cfs demo`, with the commands on a cluster that stays below it.
@@ -60,6 +61,7 @@ func (f *demoFlags) add(cmd *cobra.Command) {
 	fl.IntVar(&f.opt.Nodes, "nodes", 3, "number of nodes")
 	fl.IntVar(&f.opt.Devices, "devices", 2, "devices of each node")
 	fl.Var(&f.deviceSize, "device-size", "size of each device, a sparse file")
+	fl.StringVar(&f.tls, "tls", "on", "on: connections are encrypted, and certificates say who is who; off: not")
 	fl.StringVar(&f.logLevel, "log-level", "warn", "of the launcher: debug, info, warn or error")
 }
 
@@ -69,6 +71,10 @@ func (f *demoFlags) complete(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if f.tls != "on" && f.tls != "off" {
+		return cli.Usage("--tls", "want on or off, not %q", f.tls)
+	}
+	f.opt.TLS = f.tls == "on"
 	self, err := os.Executable()
 	if err != nil {
 		return cfs.E("find this program", cfs.KindOf(err), err)

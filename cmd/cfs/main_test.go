@@ -105,7 +105,7 @@ func startServer(t *testing.T, name string, args ...string) *server {
 	s := &server{dir: t.TempDir(), addr: freeAddr(t), log: &bytes.Buffer{}, ended: make(chan error, 1)}
 	a := deviceFile(t, filepath.Join(s.dir, "a"), 160<<20)
 	b := deviceFile(t, filepath.Join(s.dir, "b"), 160<<20)
-	args = append(args, "--cluster-id", "test", "--node-id", "1", "--listen", s.addr, "--data-dir", filepath.Join(s.dir, "data"), "--device", a+","+b)
+	args = append(args, "--cluster-id", "test", "--tls", "off", "--node-id", "1", "--listen", s.addr, "--data-dir", filepath.Join(s.dir, "data"), "--device", a+","+b)
 	s.cmd = exec.Command(filepath.Join(bin, name), args...)
 	s.cmd.Stderr = s.log
 	if err := s.cmd.Start(); err != nil {
@@ -159,7 +159,7 @@ func TestBadCommandLines(t *testing.T) {
 	foreign := filepath.Join(dir, "foreign")
 	copyFile(t, filepath.Join(s.dir, "a"), foreign, 1<<20, 160<<20)
 	srv := func(change ...string) []string {
-		args := []string{"server", "--cluster-id=c", "--node-id=1", "--listen=127.0.0.1:0", "--data-dir=" + data, "--device=" + good}
+		args := []string{"server", "--tls=off", "--cluster-id=c", "--node-id=1", "--listen=127.0.0.1:0", "--data-dir=" + data, "--device=" + good}
 		return append(args, change...) // the last one of a flag counts, but for devices
 	}
 	for _, c := range []struct {
@@ -171,7 +171,7 @@ func TestBadCommandLines(t *testing.T) {
 		{"nothing", nil, 2, "missing command"},
 		{"unknown command", []string{"frobnicate"}, 2, "frobnicate"},
 		{"unknown admin command", []string{"admin", "frobnicate"}, 2, "frobnicate"},
-		{"unknown flag", []string{"mount", "/mnt", "--token", "x"}, 2, "--token"},
+		{"unknown flag", []string{"mount", "/mnt", "--no-such-flag", "x"}, 2, "--no-such-flag"},
 		{"missing flags", []string{"server"}, 2, "cluster-id"},
 		{"malformed node id", srv("--node-id=one"), 2, "--node-id"},
 		{"node id 0", srv("--node-id=0"), 2, "node id"},

@@ -18,6 +18,7 @@ import (
 	"github.com/claudefs/claudefs/cmd/internal/cli"
 	"github.com/claudefs/claudefs/fuse"
 	"github.com/claudefs/claudefs/node"
+	"github.com/claudefs/claudefs/pki"
 	"github.com/claudefs/claudefs/wire"
 )
 
@@ -39,6 +40,8 @@ type mountFlags struct {
 	logLevel   string
 	foreground bool
 	readyFD    int
+	identity   identityFlags
+	store      *pki.Store // nil without certificates
 }
 
 // newMountCmd makes `cfs mount`.
@@ -59,6 +62,8 @@ func newMountCmd() *cobra.Command {
 	fl.StringVar(&f.logFile, "log-file", "", "append the daemon's log to this file (default: standard error with --foreground, else nowhere)")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fl.BoolVar(&f.foreground, "foreground", false, "serve the mount from this process instead of a daemon")
+	f.identity.add(fl)
+	f.identity.addToken(fl)
 	fl.IntVar(&f.readyFD, "ready-fd", 0, "where a daemon reports its start")
 	// They fail only for a name that is not a flag.
 	_ = fl.MarkHidden("ready-fd")
@@ -109,6 +114,9 @@ func (f *mountFlags) run(cmd *cobra.Command, point string) (err error) {
 			return cfs.E("--log-file", cfs.KindOf(err), err)
 		}
 	}
+	if err := f.identify(cmd); err != nil {
+		return err
+	}
 	if !f.foreground {
 		if _, err := cli.NewLogger(cmd.ErrOrStderr(), f.logLevel); err != nil {
 			return err
@@ -131,12 +139,35 @@ func (f *mountFlags) run(cmd *cobra.Command, point string) (err error) {
 	return f.serve(cmd.Context(), point, log, rep)
 }
 
+// identify finds this machine's certificate, or gets it: before there is a daemon, so that the token
+// is not one of its arguments.
+func (f *mountFlags) identify(cmd *cobra.Command) error {
+	log, err := cli.NewLogger(cmd.ErrOrStderr(), f.logLevel)
+	if err != nil {
+		return err
+	}
+	if f.identity.dir != "" {
+		if f.identity.dir, err = filepath.Abs(f.identity.dir); err != nil {
+			return cfs.E("--identity-dir", cfs.KindOf(err), err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), f.timeout)
+	defer cancel()
+	if f.store, err = f.identity.open(ctx, f.servers, f.clusterID, log); err != nil {
+		return err
+	}
+	if f.store != nil {
+		f.identity.dir = f.store.Dir()
+	}
+	return nil
+}
+
 // daemonArgs are the arguments by which the daemon does the same in the foreground.
 func (f *mountFlags) daemonArgs(point string) []string {
 	return []string{
 		"--foreground", "--server=" + strings.Join(f.servers, ","), "--cluster-id=" + f.clusterID,
 		"--cache-ttl=" + f.cacheTTL.String(), "--timeout=" + f.timeout.String(), "--metrics=" + f.metrics,
-		"--log-level=" + f.logLevel, "--log-file=" + f.logFile, "--", point,
+		"--log-level=" + f.logLevel, "--log-file=" + f.logFile, "--identity-dir=" + f.identity.dir, "--", point,
 	}
 }
 
@@ -175,13 +206,16 @@ func (f *mountFlags) serve(ctx context.Context, point string, log *slog.Logger, 
 	connect, cancel := context.WithTimeout(ctx, f.timeout)
 	cl, err := client.New(connect, client.Config{
 		Servers: f.servers, ClusterID: f.clusterID, Name: host + ":" + point, CacheTTL: f.cacheTTL,
-		Logger: log.With("part", "client"), WireMetrics: wire.NewMetrics(reg),
+		Logger: log.With("part", "client"), WireMetrics: wire.NewMetrics(reg), TLS: tlsOf(f.store),
 	})
 	cancel()
 	if err != nil {
 		return err
 	}
 	cl.Stats().Register(reg)
+	renewing, endRenewing := context.WithCancel(context.WithoutCancel(ctx))
+	defer endRenewing()
+	go keepIdentity(renewing, f.store, f.servers, log)
 	lock, err := f.serveMount(ctx, cl, point, log, fuse.NewMetrics(reg), rep)
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()

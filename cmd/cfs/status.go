@@ -51,6 +51,7 @@ func printStatus(w io.Writer, d *statusDoc) error {
 		t.Row("", p)
 	}
 	t.Row("cluster", d.ClusterID)
+	t.Row("security", d.Security)
 	t.Row("leader", fmt.Sprintf("%s, term %d", leader, d.Term))
 	t.Row("nodes", fmt.Sprintf("%d of %d up", nodesUp, len(d.Nodes)))
 	t.Row("devices", fmt.Sprintf("%d of %d up%s", devicesUp, len(d.Devices)-devicesOut-removed, out))

@@ -29,6 +29,7 @@ type statusDoc struct {
 	Nodes        []nodeDoc   `json:"nodes"`
 	Devices      []deviceDoc `json:"devices"`
 	Groups       []groupDoc  `json:"groups"`
+	Security     string      `json:"security"`
 }
 
 // spaceDoc has what statfs(2) says, and what stands behind it.
@@ -154,8 +155,9 @@ func newStatusDoc(s *state, servers []inspection, now time.Time) *statusDoc {
 		Health: assess(s, servers), ClusterID: r.ClusterId, Leader: cfs.NodeID(r.LeaderId), LeaderAddr: r.LeaderAddr,
 		AnsweredBy: cfs.NodeID(r.NodeId), Term: r.Term, CommitIndex: r.CommitIndex, AppliedIndex: r.AppliedIndex,
 		FirstIndex: r.FirstIndex, MapVersion: s.m.Version, Sessions: r.Sessions,
-		Space: spaceDoc{Total: statfs.GetTotalBytes(), Free: statfs.GetFreeBytes(), Inodes: statfs.GetInodes()},
-		Jobs:  []jobDoc{}, Nodes: []nodeDoc{}, Devices: []deviceDoc{}, Groups: []groupDoc{},
+		Space:    spaceDoc{Total: statfs.GetTotalBytes(), Free: statfs.GetFreeBytes(), Inodes: statfs.GetInodes()},
+		Security: securityOf(s.m),
+		Jobs:     []jobDoc{}, Nodes: []nodeDoc{}, Devices: []deviceDoc{}, Groups: []groupDoc{},
 	}
 	d.Space.Used = d.Space.Total - min(d.Space.Free, d.Space.Total)
 	errs := map[cfs.NodeID]string{}

@@ -35,7 +35,7 @@ func Check(r Reader) (*CheckReport, error) { return check(r, checkSlice) }
 
 func check(r Reader, slice int) (*CheckReport, error) {
 	c := &checker{t: &tx{kv: r}, slice: slice, marks: map[string]uint64{}, sessions: map[cfs.SessionID]*session{}, groups: map[cfs.PGID]*groupCount{}}
-	for _, part := range []func(){c.strays, c.cluster, c.names, c.holds, c.locks, c.belongings, c.data, c.feed, c.counters, c.journal} {
+	for _, part := range []func(){c.strays, c.cluster, c.identity, c.names, c.holds, c.locks, c.belongings, c.data, c.feed, c.counters, c.journal} {
 		if part(); c.t.err != nil {
 			return nil, c.t.err
 		}
@@ -107,7 +107,7 @@ func u64of(b []byte) uint64 { return binary.BigEndian.Uint64(b) }
 func u32of(b []byte) uint32 { return binary.BigEndian.Uint32(b) }
 
 // prefixes are all there are, in order.
-const prefixes = "ACDEFGHIJKLNQRSTUVXZchklq"
+const prefixes = "ACDEFGHIJKLNPQRSTUVXZchklq"
 
 // strays looks for keys that nothing reads.
 func (c *checker) strays() {

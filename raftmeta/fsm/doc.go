@@ -31,6 +31,9 @@
 //	                         lock: type, end, process
 //	L ino                    a symbolic link's target
 //	N node                   node
+//	P a                      the authority that signs certificates, or that there is none
+//	P r SERIAL               a certificate that is refused, and since when
+//	P t ID                   a token that has not been used
 //	Q ino map                extent rows to be deleted in the background; map 0: attributes
 //	R session seq            reply of a command, for its retries
 //	S pg session counter     stripe table: live bytes, references, length, key

@@ -20,6 +20,7 @@ const (
 	prefixLink      = 'L'
 	prefixLock      = 'K'
 	prefixNode      = 'N'
+	prefixTrust     = 'P'
 	prefixQueue     = 'Q'
 	prefixReply     = 'R'
 	prefixStripe    = 'S'

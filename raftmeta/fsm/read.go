@@ -62,6 +62,8 @@ func Read(r Reader, q *cfs.Query) (*cfs.Answer, error) {
 		t.sessions(q, a)
 	case cfs.QueryLock:
 		a.Kind = t.queryLock(q, a)
+	case cfs.QueryTokens:
+		t.listTokens(a)
 	case cfs.QueryWindows:
 		m, err := ReadMap(r)
 		if err != nil {
@@ -345,6 +347,7 @@ func ReadMap(r Reader) (*cfs.Map, error) {
 	list(t, prefixDevice, decodeDevice, func(d *cfs.Device) { m.Devices = append(m.Devices, *d) })
 	list(t, prefixGroup, decodePG, func(g *cfs.PG) { m.Groups = append(m.Groups, *g) })
 	list(t, prefixJob, decodeJob, func(j *cfs.Job) { m.Jobs = append(m.Jobs, *j) })
+	t.identity(m)
 	return m, t.err
 }
 

@@ -677,6 +677,8 @@ func describe(k, v []byte) string {
 	case prefixJob:
 		j, _ := decodeJob(v)
 		return "J " + showJob(j)
+	case prefixTrust:
+		return fmt.Sprintf("P %c %s: %d bytes", k[1], k[2:], len(v))
 	case prefixUsage:
 		u, _ := decodeUsage(v)
 		return fmt.Sprintf("U pg=%d %d stripes, %d bytes", u32of(k[1:]), u.stripes, u.raw)

@@ -3297,6 +3297,7 @@ type Map struct {
 	Jobs          []*Job                 `protobuf:"bytes,6,rep,name=jobs,proto3" json:"jobs,omitempty"`
 	TlsOff        bool                   `protobuf:"varint,7,opt,name=tls_off,json=tlsOff,proto3" json:"tls_off,omitempty"`
 	Revoked       [][]byte               `protobuf:"bytes,8,rep,name=revoked,proto3" json:"revoked,omitempty"`
+	Ca            []byte                 `protobuf:"bytes,9,opt,name=ca,proto3" json:"ca,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3383,6 +3384,13 @@ func (x *Map) GetTlsOff() bool {
 func (x *Map) GetRevoked() [][]byte {
 	if x != nil {
 		return x.Revoked
+	}
+	return nil
+}
+
+func (x *Map) GetCa() []byte {
+	if x != nil {
+		return x.Ca
 	}
 	return nil
 }
@@ -5522,7 +5530,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x01m\x18\x03 \x01(\rR\x01m\x12)\n" +
 	"\x05slots\x18\x04 \x03(\v2\x13.claudefs.wire.SlotR\x05slots\x12\x14\n" +
 	"\x05epoch\x18\x05 \x01(\rR\x05epoch\x12\x1a\n" +
-	"\bwritable\x18\x06 \x01(\bR\bwritable\"\xa0\x02\n" +
+	"\bwritable\x18\x06 \x01(\bR\bwritable\"\xb0\x02\n" +
 	"\x03Map\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x18\n" +
@@ -5532,7 +5540,8 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x06groups\x18\x05 \x03(\v2\x11.claudefs.wire.PGR\x06groups\x12&\n" +
 	"\x04jobs\x18\x06 \x03(\v2\x12.claudefs.wire.JobR\x04jobs\x12\x17\n" +
 	"\atls_off\x18\a \x01(\bR\x06tlsOff\x12\x18\n" +
-	"\arevoked\x18\b \x03(\fR\arevoked\"\xe4\x01\n" +
+	"\arevoked\x18\b \x03(\fR\arevoked\x12\x0e\n" +
+	"\x02ca\x18\t \x01(\fR\x02ca\"\xe4\x01\n" +
 	"\x03Job\x12\x16\n" +
 	"\x06device\x18\x01 \x01(\rR\x06device\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\rR\x04kind\x12\x14\n" +

@@ -35,11 +35,12 @@ type flags struct {
 	restripe units.Bytes
 	logLevel string
 	profile  string
+	tls      onOff
 }
 
 // New makes the command; use is its name.
 func New(use string) *cobra.Command {
-	f := &flags{scrub: defaultScrubRate, restripe: defaultRestripeRate}
+	f := &flags{scrub: defaultScrubRate, restripe: defaultRestripeRate, tls: true}
 	cmd := &cobra.Command{
 		Use:   use,
 		Short: "run one server: its devices' shards, a replica of the namespace, metrics",
@@ -70,6 +71,7 @@ was removed is closed when nothing needs it any more; then it can be left out of
 	fl.Var(&f.restripe, "restripe-rate", "bytes per second that are read and written, by the node that leads, to write files anew whose stripes could lie better; 0 turns it off")
 	fl.DurationVar(&f.cfg.ReclaimInterval, "reclaim-interval", store.DefaultReclaimInterval, "least time between two comparisons of a device's shards with the stripe table, which delete what nothing names; no device spends more than 2 % of its time on them")
 	fl.DurationVar(&f.cfg.OutAfter, "out-after", defaultOutAfter, "how long a device is down before its shards are made anew on others")
+	f.addSecurity(fl)
 	fl.StringVar(&f.profile, "profile", "", "write a profile to the data directory: "+cli.ProfileHelp)
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	for _, name := range []string{"cluster-id", "node-id", "listen", "data-dir", "device"} {
@@ -97,6 +99,7 @@ func (f *flags) run(cmd *cobra.Command) error {
 	f.cfg.ReadDelay = fault(cmd.Context(), faults, faultRead, f.nodeID)
 	f.cfg.SyncDelay = fault(cmd.Context(), faults, faultSync, f.nodeID)
 	f.cfg.ClockJump = fault(cmd.Context(), faults, faultClock, f.nodeID)
+	f.cfg.TLS = bool(f.tls)
 	f.cfg.ScrubBytesPerSecond = int64(f.scrub)
 	f.cfg.RestripeBytesPerSecond = int64(f.restripe)
 	f.cfg.NodeID, f.cfg.Logger = cfs.NodeID(f.nodeID), log.With("node", f.nodeID)

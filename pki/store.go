@@ -1,0 +1,309 @@
+package pki
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// The files of a store. Each is one PEM block.
+const (
+	keyFile          = "key.pem"  // the machine's private key
+	certFile         = "cert.pem" // its certificate
+	authorityFile    = "ca.pem"   // the authority's certificate
+	authorityKeyFile = "ca-key.pem"
+
+	certType = "CERTIFICATE"
+	keyType  = "PRIVATE KEY"
+
+	maxFileBytes = 64 << 10
+)
+
+// Identity is a certificate with its key, and the authority that signed it.
+type Identity struct {
+	Who       cfs.Principal
+	Cert      *x509.Certificate
+	Authority *x509.Certificate
+	key       *ecdsa.PrivateKey
+}
+
+// RenewAt is when two thirds of the certificate's life are over.
+func (i *Identity) RenewAt() time.Time {
+	signed := i.Cert.NotBefore.Add(backdate)
+	return signed.Add(i.Cert.NotAfter.Sub(signed) / 3 * 2)
+}
+
+// Expired reports that the certificate is of no use any more.
+func (i *Identity) Expired(now time.Time) bool { return now.After(i.Cert.NotAfter) }
+
+// Store is the directory in which a machine keeps its identity, for any number of goroutines.
+type Store struct {
+	dir     string
+	mu      sync.Mutex // held while files change
+	present atomic.Pointer[Identity]
+}
+
+// OpenStore opens the directory, which is made if it is missing, and reads the
+// identity that is there, if any. One that is damaged is Corrupt.
+func OpenStore(dir string) (*Store, error) {
+	s := &Store{dir: dir}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, cfs.E("identity in "+dir, cfs.KindOf(err), err)
+	}
+	if fi, err := os.Stat(dir); err == nil && fi.Mode().Perm()&0o077 != 0 {
+		if err := os.Chmod(dir, 0o700); err != nil {
+			return nil, cfs.E("identity in "+dir, cfs.KindOf(err), err)
+		}
+	}
+	return s, s.Reload()
+}
+
+// Exists reports that a directory has an identity.
+func Exists(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, certFile))
+	return err == nil
+}
+
+// Dir is the directory.
+func (s *Store) Dir() string { return s.dir }
+
+// Identity is what the store has; nil for nothing.
+func (s *Store) Identity() *Identity { return s.present.Load() }
+
+// Reload reads the directory again.
+func (s *Store) Reload() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id, err := s.load()
+	if err == nil {
+		s.present.Store(id)
+	}
+	return err
+}
+
+func (s *Store) load() (*Identity, error) {
+	cert, err := s.read(certFile, certType)
+	if err != nil || cert == nil {
+		return nil, err
+	}
+	authority, err := s.read(authorityFile, certType)
+	if err != nil {
+		return nil, err
+	}
+	key, err := s.read(keyFile, keyType)
+	if err != nil {
+		return nil, err
+	}
+	id, err := newIdentity(cert, authority, key)
+	if err != nil {
+		return nil, cfs.E("identity in "+s.dir, cfs.KindOf(err), err)
+	}
+	return id, nil
+}
+
+// newIdentity checks that the three belong together.
+func newIdentity(cert, authority, key []byte) (*Identity, error) {
+	var id Identity
+	var err error
+	if id.Cert, err = parseCert(cert); err != nil {
+		return nil, err
+	}
+	if id.Authority, err = parseCert(authority); err != nil {
+		return nil, err
+	}
+	if id.key, err = parseKey(key); err != nil {
+		return nil, err
+	}
+	if !id.key.PublicKey.Equal(id.Cert.PublicKey) {
+		return nil, cfs.Errorf("", cfs.Corrupt, "the certificate is of another key")
+	}
+	if err := id.Cert.CheckSignatureFrom(id.Authority); err != nil {
+		return nil, cfs.Errorf("", cfs.Corrupt, "the certificate is of another authority")
+	}
+	if id.Who, err = principalOf(id.Cert); err != nil {
+		return nil, cfs.E("", cfs.Corrupt, err)
+	}
+	return &id, nil
+}
+
+// PublicKey is the machine's public key (DER, PKIX), of a private one that is made and kept where there is none.
+func (s *Store) PublicKey() ([]byte, error) {
+	op := "key in " + s.dir
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	der, err := s.read(keyFile, keyType)
+	if err != nil {
+		return nil, err
+	}
+	var key *ecdsa.PrivateKey
+	if der != nil {
+		key, err = parseKey(der)
+	} else {
+		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err == nil {
+			if der, err = x509.MarshalPKCS8PrivateKey(key); err == nil {
+				err = s.write(keyFile, keyType, der)
+			}
+		}
+	}
+	if err != nil {
+		return nil, cfs.E(op, cfs.KindOf(err), err)
+	}
+	public, err := x509.MarshalPKIXPublicKey(&key.PublicKey)
+	if err != nil {
+		return nil, cfs.E(op, cfs.IO, err)
+	}
+	return public, nil
+}
+
+// Save keeps a certificate for the machine's key, and the authority's (DER). It is used from then on.
+func (s *Store) Save(cert, authority []byte) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key, err := s.read(keyFile, keyType)
+	if err != nil {
+		return err
+	}
+	id, err := newIdentity(cert, authority, key)
+	if err != nil {
+		return cfs.E("identity in "+s.dir, cfs.KindOf(err), err)
+	}
+	// The certificate last: it is what says that there is an identity.
+	if err := s.write(authorityFile, certType, authority); err != nil {
+		return err
+	}
+	if err := s.write(certFile, certType, cert); err != nil {
+		return err
+	}
+	s.present.Store(id)
+	return nil
+}
+
+// Authority is the authority with its key, which the first server of a cluster keeps; the zero CA for none.
+func (s *Store) Authority() (cfs.CA, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	key, err := s.read(authorityKeyFile, keyType)
+	if err != nil || key == nil {
+		return cfs.CA{}, err
+	}
+	cert, err := s.read(authorityFile, certType)
+	if err != nil {
+		return cfs.CA{}, err
+	}
+	return cfs.CA{Cert: cert, Key: key}, nil
+}
+
+// SaveAuthority keeps the authority.
+func (s *Store) SaveAuthority(ca *cfs.CA) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.write(authorityFile, certType, ca.Cert); err != nil {
+		return err
+	}
+	return s.write(authorityKeyFile, keyType, ca.Key)
+}
+
+// Config is how to make and take TLS connections with the present identity, without one
+// where there is none. It does not judge the peer: its user does, before anything else is said.
+func (s *Store) Config() *tls.Config {
+	c := Anonymous()
+	if id := s.Identity(); id != nil {
+		c.Certificates = []tls.Certificate{{Certificate: [][]byte{id.Cert.Raw, id.Authority.Raw}, PrivateKey: id.key, Leaf: id.Cert}}
+	}
+	return c
+}
+
+// Anonymous is Config without an identity.
+func Anonymous() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13,
+		// The peer is judged after the handshake, so that a refusal can be said in words.
+		ClientAuth: tls.RequestClientCert, InsecureSkipVerify: true,
+		SessionTicketsDisabled:      true, // each connection proves anew who is there
+		DynamicRecordSizingDisabled: true,
+	}
+}
+
+// Judge says who a peer is by the certificates that it has shown, the first of which is its own.
+func (s *Store) Judge(certs []*x509.Certificate, now time.Time) (cfs.Principal, error) {
+	id := s.Identity()
+	if id == nil {
+		return cfs.Principal{}, cfs.Errorf("certificate", cfs.Denied, "this machine has no identity to judge it by")
+	}
+	return Judge(certs[0], id.Authority, id.Who.ClusterID, now)
+}
+
+// read is the bytes in a file; nil if there is none.
+func (s *Store) read(name, blockType string) ([]byte, error) {
+	path := filepath.Join(s.dir, name)
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, cfs.E(path, cfs.KindOf(err), err)
+	}
+	raw, err := io.ReadAll(io.LimitReader(f, maxFileBytes))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return nil, cfs.E(path, cfs.Corrupt, err)
+	}
+	der, err := parsePEM(raw, blockType)
+	if err != nil {
+		return nil, cfs.E(path, cfs.Corrupt, err)
+	}
+	return der, nil
+}
+
+// parsePEM is the content of the one block that a file has.
+func parsePEM(raw []byte, blockType string) ([]byte, error) {
+	b, rest := pem.Decode(raw)
+	if b == nil || b.Type != blockType || len(rest) > 0 || len(b.Bytes) == 0 || len(b.Bytes) > maxDER {
+		return nil, cfs.Errorf("", cfs.Corrupt, "it is not one PEM block %q", blockType)
+	}
+	return b.Bytes, nil
+}
+
+// write replaces a file so that a crash leaves the old or the new.
+func (s *Store) write(name, blockType string, der []byte) error {
+	path := filepath.Join(s.dir, name)
+	if err := writeDurably(path, pem.EncodeToMemory(&pem.Block{Type: blockType, Bytes: der})); err != nil {
+		return cfs.E(path, cfs.KindOf(err), err)
+	}
+	return nil
+}
+
+func writeDurably(path string, content []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	return errors.Join(dir.Sync(), dir.Close())
+}
