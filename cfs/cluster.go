@@ -32,6 +32,8 @@ type Node struct {
 	Addr  string // HOST:PORT
 	State State
 	Voter bool
+	// Learner says that it is to become a voter, and catches up.
+	Learner bool
 }
 
 // Device is a device as the cluster knows it. Sizes are bytes.

@@ -78,6 +78,9 @@ const (
 	OpUseToken
 	// OpRevoke refuses a certificate from now on {Name: its serial number in hex, Flags: 0}.
 	OpRevoke
+	// OpSetReplica records which data a member has its replica by {Node: ID, Value: its name of 16 bytes, then names
+	// that it had before}. Where the recorded name is none of them it is Conflict; of no member it is NotFound.
+	OpSetReplica
 
 	opKindEnd
 )

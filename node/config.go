@@ -32,7 +32,11 @@ type Config struct {
 	Devices   []string // paths of files or block devices
 	// Seeds are the addresses of the voters, HOST:PORT: node N is the N-th. Without
 	// any the node is a cluster of its own and must be node 1.
-	Seeds   []string
+	Seeds []string
+	// Join are servers of a cluster that is there, HOST:PORT: the node joins it with devices alone, and
+	// no voice in it. A data directory that has joined remembers that, and whom to ask.
+	Join    []string
+	joined  bool   // as the data directory says, or Join for a new one
 	Metrics string // HOST:PORT of /metrics and /healthz; empty for none
 	// Force formats devices that are formatted for another cluster.
 	Force bool
@@ -59,6 +63,8 @@ type Config struct {
 	TLS bool
 	// BootstrapToken is what the seed nodes of a new cluster are to know; empty: nothing.
 	BootstrapToken string
+	// Token is what a node that joins gets its certificate for, where it has none.
+	Token string
 	// CertLifetime is how long certificates are valid that this node signs; 0 for the default.
 	CertLifetime time.Duration
 	// ClockOffset is added to every reading of the wall clock, for tests.
@@ -170,6 +176,9 @@ func (c *Config) checkSeeds() error {
 	host, port, err := splitAddr("listen address", c.Listen)
 	if err != nil {
 		return err
+	}
+	if c.joined {
+		return c.checkJoined()
 	}
 	if len(c.Seeds) == 0 {
 		if c.NodeID != 1 {

@@ -31,6 +31,14 @@ type state struct {
 	TLS       string        `json:"tls,omitempty"` // "on" or "off", as the cluster was made
 	NextSlot  uint32        `json:"next_slot"`     // slots below it have been given out
 	Devices   []deviceEntry `json:"devices"`
+	// Joined says that the node is no founder of its cluster, or no longer a voter of it. Servers are
+	// voters that it knew last; the others are what a start without flags takes.
+	Joined  bool     `json:"joined,omitempty"`
+	Servers []string `json:"servers,omitempty"`
+	// Members are the voters when the node became a learner, whose replica does not know them yet.
+	Members   map[cfs.NodeID]string `json:"members,omitempty"`
+	Listen    string                `json:"listen,omitempty"`
+	Advertise string                `json:"advertise,omitempty"`
 }
 
 // deviceEntry is what was last seen in a slot.
@@ -138,6 +146,10 @@ func (d *dataDir) load(cfg *Config, op string) error {
 	raw, err := os.ReadFile(d.file(stateFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		d.state = state{Version: stateVersion, ClusterID: cfg.ClusterID, NodeID: cfg.NodeID, Site: cfg.Site}
+		if cfg.joined {
+			d.state.Joined, d.state.Servers = true, cfg.Join
+		}
+		d.state.Listen, d.state.Advertise = cfg.Listen, cfg.Advertise
 		return d.checkMode(cfg, op)
 	}
 	if err != nil {
@@ -156,6 +168,7 @@ func (d *dataDir) load(cfg *Config, op string) error {
 	case s.Site != cfg.Site:
 		return cfs.Errorf(op, cfs.Usage, "it belongs to site %d, not site %d", s.Site, cfg.Site)
 	}
+	s.Listen, s.Advertise = cfg.Listen, cfg.Advertise
 	return d.checkMode(cfg, op)
 }
 

@@ -5,7 +5,6 @@ import (
 	"time"
 
 	"github.com/claudefs/claudefs/cfs"
-	"github.com/claudefs/claudefs/raftmeta"
 	"github.com/claudefs/claudefs/store"
 	"github.com/claudefs/claudefs/wire"
 )
@@ -14,7 +13,7 @@ import (
 type dispatch struct {
 	node  *Node
 	store *store.Store
-	raft  *raftmeta.Node
+	raft  *replica
 	delay func() time.Duration // Config.ReadDelay
 	done  shardOps
 }

@@ -24,6 +24,14 @@
 // by itself (security.go, whose head says how a cluster begins). What a peer may ask for by its role is
 // one table (authz.go).
 //
+// # A part in the log
+//
+// A node has a replica (replica.go) if it founded the cluster or was made a voter since; any other asks the
+// leader for the map when a heartbeat says that there is a newer one. It opens a replica when the map
+// says that it is a learner, and deletes it when it is removed from the voters. A node that joins
+// (join.go) asks a server of the cluster what it is called and whether the node id is free; its data
+// directory remembers that and all else that a start needs.
+//
 // # Devices that come and go
 //
 // A device is added while the node runs ([wire.VerbDeviceAdd]) by the functions and under the rules

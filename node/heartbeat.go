@@ -29,7 +29,11 @@ func (n *Node) heartbeats(ctx context.Context) {
 			return
 		case <-timer.C:
 		}
-		err := n.leader.call(ctx, wire.OpHeartbeat, n.heartbeat(), &wirepb.HeartbeatReply{})
+		reply := &wirepb.HeartbeatReply{}
+		err := n.leader.call(ctx, wire.OpHeartbeat, n.heartbeat(), reply)
+		if err == nil {
+			err = n.followMap(ctx, reply.MapVersion)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -60,7 +64,7 @@ func (n *Node) heartbeats(ctx context.Context) {
 // heartbeat is what the leader is told.
 func (n *Node) heartbeat() *wirepb.Heartbeat {
 	hb := &wirepb.Heartbeat{
-		Node:       &wirepb.Node{Id: uint32(n.cfg.NodeID), Addr: n.addr, State: uint32(cfs.StateUp)},
+		Node:       &wirepb.Node{Id: uint32(n.cfg.NodeID), Addr: n.addr, State: uint32(cfs.StateUp), Voter: n.raft.raft.Load() != nil},
 		MapVersion: n.raft.Map().Version,
 		Fills:      n.store.Fills(),
 	}
@@ -88,6 +92,9 @@ func (n *Node) healthy() error {
 	silent := time.Since(time.Unix(0, n.heardNS.Load()))
 	if silent > leaderLostAfter {
 		return cfs.Errorf("health", cfs.Unavailable, "no leader has answered for %s", silent.Round(time.Second))
+	}
+	if raft := n.raft.raft.Load(); raft != nil {
+		return raft.DiskHealth()
 	}
 	return nil
 }

@@ -20,17 +20,33 @@ const attemptTimeout = time.Second
 // leader calls whoever leads the voters. It remembers who answered last, and
 // follows hints; this node's own replica is reached in the same way.
 type leader struct {
-	pool  *wire.Pool
-	seeds []string
-	self  string // this node's own address
+	pool *wire.Pool
+	self string // this node's own address
 
-	mu   sync.Mutex
-	addr string // believed to lead
-	next int    // the seed to try after it
+	mu    sync.Mutex
+	seeds []string // never empty
+	addr  string   // believed to lead
+	next  int      // the seed to try after it
 }
 
 func newLeader(pool *wire.Pool, seeds []string, self string) *leader {
 	return &leader{pool: pool, seeds: seeds, self: self, addr: seeds[0], next: 1 % len(seeds)}
+}
+
+// setServers makes others those that are asked from now on.
+func (l *leader) setServers(addrs []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !slices.Equal(l.seeds, addrs) {
+		l.seeds, l.next = slices.Clone(addrs), 0
+	}
+}
+
+// servers are those that are asked.
+func (l *leader) servers() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.seeds)
 }
 
 func (l *leader) believed() string {
@@ -60,7 +76,7 @@ func (l *leader) moveOn(from, hint string) {
 func (l *leader) call(ctx context.Context, op wire.Op, req, resp proto.Message) error {
 	var err, denied error
 	refused := true
-	for range len(l.seeds) + 1 {
+	for range len(l.servers()) + 1 {
 		addr := l.believed()
 		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
 		_, err = l.pool.Call(attempt, addr, op, req, nil, resp, nil)

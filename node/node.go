@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -38,19 +38,20 @@ type Node struct {
 	registry *prometheus.Registry
 	metrics  *nodeMetrics
 
-	adminMu sync.Mutex // held while devices are added and closed; guards dir.state from the start on
-	dir     *dataDir
-	devices *deviceSet
-	pools   [3]*wire.Pool // for the replica; for what the leader is told and asked; for shards
-	raft    *raftmeta.Node
-	store   *store.Store
-	server  *wire.Server
-	http    *http.Server // nil without a metrics address
-	leader  *leader
-	trust   *security
-	feed    *feed
-	stripes *restriper
-	heardNS atomic.Int64 // when the leader last took a heartbeat
+	adminMu     sync.Mutex // held while devices are added and closed; guards dir.state from the start on
+	dir         *dataDir
+	devices     *deviceSet
+	pools       [3]*wire.Pool // for the replica; for what the leader is told and asked; for shards
+	raft        *replica
+	raftMetrics *raftmeta.Metrics
+	store       *store.Store
+	server      *wire.Server
+	http        *http.Server // nil without a metrics address
+	leader      *leader
+	trust       *security
+	feed        *feed
+	stripes     *restriper
+	heardNS     atomic.Int64 // when the leader last took a heartbeat
 
 	tcp, unix, metricsLn net.Listener
 
@@ -75,13 +76,16 @@ func Run(ctx context.Context, cfg Config) error {
 // configuration), Busy (a port, the directory or a device is in use),
 // WrongCluster, Invalid (a device is too small), Corrupt, and what the system says.
 func Start(ctx context.Context, cfg Config) (*Node, error) {
+	if err := cfg.prepare(ctx); err != nil {
+		return nil, err
+	}
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	n := &Node{cfg: cfg, log: cfg.Logger, registry: prometheus.NewRegistry(), failed: make(chan error, 2)}
+	n := &Node{cfg: cfg, log: cfg.Logger, registry: prometheus.NewRegistry(), failed: make(chan error, 3)}
 	if err := n.start(ctx); err != nil {
 		if more := n.release(true); more != nil {
 			n.log.Warn("giving up a start", "err", more)
@@ -126,14 +130,14 @@ func (n *Node) listen() (err error) {
 		return err
 	}
 	switch {
-	case len(n.cfg.Seeds) > 0:
+	case len(n.cfg.Seeds) >= int(n.cfg.NodeID):
 		n.addr = n.cfg.Seeds[n.cfg.NodeID-1]
 	case n.cfg.Advertise != "":
 		n.addr = n.cfg.Advertise
 	default:
 		n.addr = n.tcp.Addr().String() // the port may have been 0
 	}
-	if len(n.cfg.Seeds) == 0 {
+	if len(n.cfg.Seeds) == 0 && !n.cfg.joined {
 		n.cfg.Seeds = []string{n.addr}
 	}
 	if n.cfg.Metrics != "" {
@@ -153,14 +157,10 @@ func (n *Node) startServices() (err error) {
 	for i := range n.pools {
 		n.pools[i] = wire.NewPool(wire.DialConfig{Hello: hello, DialTimeout: dialTimeout, Metrics: wireMetrics, TLS: n.trust.tls()}, connsPerPeer)
 	}
-	n.raft, err = raftmeta.Open(raftmeta.Config{
-		ClusterID: n.cfg.ClusterID, NodeID: n.cfg.NodeID, Dir: filepath.Join(n.dir.path, raftDir),
-		Seeds: n.cfg.Seeds, Pool: n.pools[0], Clock: offsetClock{n.cfg.ClockOffset, n.cfg.ClockJump},
-		SegmentBytes: n.cfg.RaftSegmentBytes, SyncDelay: n.cfg.SyncDelay,
-		OutAfter: n.cfg.OutAfter, CertLifetime: n.cfg.CertLifetime,
-		Logger: n.log.With("part", "raft"), Metrics: raftmeta.NewMetrics(n.registry),
-	})
-	if err != nil {
+	n.raftMetrics = raftmeta.NewMetrics(n.registry)
+	n.leader = newLeader(n.pools[1], slices.Concat(n.cfg.Seeds, n.cfg.Join), n.addr)
+	n.raft = &replica{n: n, changed: make(chan struct{})}
+	if err := n.startPart(); err != nil {
 		return err
 	}
 	n.store = store.New(store.Config{
@@ -169,7 +169,6 @@ func (n *Node) startServices() (err error) {
 		ReclaimInterval: n.cfg.ReclaimInterval, ScrubBytesPerSecond: n.cfg.ScrubBytesPerSecond,
 		Logger: n.log.With("part", "store"), Metrics: store.NewMetrics(n.registry),
 	})
-	n.leader = newLeader(n.pools[1], n.cfg.Seeds, n.addr)
 	n.feed = newFeed(n.store.FeedPositions())
 	n.stripes = &restriper{n: n}
 	n.stripes.register(n.registry)
@@ -202,7 +201,7 @@ func (n *Node) serve() {
 	if n.metricsLn != nil {
 		n.http = n.serveMetrics(n.metricsLn)
 	}
-	for _, f := range []func(context.Context){n.heartbeats, n.followFeed, n.store.Scrub, n.store.Mend, n.retireDevices, n.stripes.run,
+	for _, f := range []func(context.Context){n.heartbeats, n.keepPart, n.followFeed, n.store.Scrub, n.store.Mend, n.retireDevices, n.stripes.run,
 		n.trust.guard, n.trust.record, n.trust.renew} {
 		n.group.Add(1)
 		go func() {
@@ -247,8 +246,6 @@ func (n *Node) Wait(ctx context.Context) error {
 		return n.Close()
 	case err := <-n.failed:
 		return errors.Join(err, n.Close())
-	case <-n.raft.Done():
-		return errors.Join(n.raft.Err(), n.Close())
 	}
 }
 
@@ -276,7 +273,8 @@ func (n *Node) release(abandon bool) error {
 	}
 	// The replica hands its leadership over, and hears the answers by the server.
 	if n.raft != nil {
-		note(n.raft.Close())
+		note(n.raft.close())
+		defer n.raft.close() // one that was opened at the same time
 	}
 	if n.server != nil {
 		note(n.server.Close())

@@ -88,7 +88,7 @@ func (r *restriper) lead(ctx context.Context, tick <-chan time.Time) {
 // restripe is the life of one client.
 func (r *restriper) restripe(ctx context.Context) {
 	log := r.n.log.With("part", "restriper")
-	servers := append([]string{"unix:" + r.n.dir.file(socketFile)}, r.n.cfg.Seeds...)
+	servers := append([]string{"unix:" + r.n.dir.file(socketFile)}, r.n.leader.servers()...)
 	c, err := client.New(ctx, client.Config{
 		Servers: servers, ClusterID: r.n.cfg.ClusterID, Name: fmt.Sprintf("restriper of node %d", r.n.cfg.NodeID),
 		MemoryBytes: client.MinMemoryBytes, Logger: log, TLS: r.n.trust.tls(),

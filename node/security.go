@@ -99,6 +99,8 @@ func (n *Node) openSecurity(ctx context.Context) error {
 		return cfs.Errorf("identity in "+s.store.Dir(), cfs.WrongCluster, "it is of node %d of cluster %q", id.Who.Node, id.Who.ClusterID)
 	case id != nil:
 		return nil
+	case n.cfg.joined:
+		return cfs.Errorf("join", cfs.Denied, "%s has no certificate: join anew, with a token", n.cfg.DataDir)
 	case n.cfg.NodeID == 1:
 		return s.begin()
 	}
@@ -256,7 +258,7 @@ func (s *security) checkRevoked(serial string) error {
 func (s *security) guard(ctx context.Context) {
 	var refused []string
 	for {
-		changed := s.n.raft.MapChanged()
+		own, followed := s.n.raft.mapChanged()
 		m := s.n.raft.Map()
 		switch {
 		case m.TLSOff && s.store != nil:
@@ -271,7 +273,8 @@ func (s *security) guard(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-changed:
+		case <-own:
+		case <-followed:
 		}
 	}
 }
@@ -341,7 +344,7 @@ func (s *security) renew(ctx context.Context) {
 		return
 	}
 	client.KeepRenewed(ctx, client.Enrolment{Store: s.store, Name: s.name(), Now: s.n.now, Logger: s.n.log.With("part", "identity")},
-		func() []string { return append([]string{s.n.leader.believed()}, s.n.cfg.Seeds...) })
+		func() []string { return append([]string{s.n.leader.believed()}, s.n.leader.servers()...) })
 }
 
 // fail ends the service with an error, unless something else does already.

@@ -3,6 +3,7 @@ package raftmeta
 import (
 	"context"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/claudefs/claudefs/cfs"
@@ -17,6 +18,8 @@ type adminCall struct {
 	id    cfs.DeviceID
 	rate  uint64
 	force bool
+	node  cfs.NodeID // of the verbs of nodes and voters
+	other cfs.NodeID
 
 	done chan adminOutcome // room for one
 }
@@ -42,8 +45,12 @@ func (n *Node) serveAdmin(ctx context.Context, r *wire.Request) (wire.Response, 
 		}
 		return wire.Response{Body: reply}, nil
 	}
-	c := &adminCall{verb: wire.Verb(m.Verb), id: cfs.DeviceID(m.Device), rate: m.RateBytes, force: m.Force, done: make(chan adminOutcome, 1)}
-	if c.verb < wire.VerbDeviceRemove || c.verb > wire.VerbJobRate {
+	if m.Node > math.MaxUint16 || m.Other > math.MaxUint16 {
+		return wire.Response{}, cfs.Errorf("admin", cfs.BadRequest, "node %d, %d", m.Node, m.Other)
+	}
+	c := &adminCall{verb: wire.Verb(m.Verb), id: cfs.DeviceID(m.Device), rate: m.RateBytes, force: m.Force,
+		node: cfs.NodeID(m.Node), other: cfs.NodeID(m.Other), done: make(chan adminOutcome, 1)}
+	if (c.verb < wire.VerbDeviceRemove || c.verb > wire.VerbJobRate) && !ofMembers(c.verb) {
 		return wire.Response{}, cfs.Errorf("admin", cfs.Unsupported, "verb %d is not one of the leader's", m.Verb)
 	}
 	d := n.duties.Load()
@@ -71,6 +78,14 @@ func (n *Node) serveAdmin(ctx context.Context, r *wire.Request) (wire.Response, 
 // serve runs in the duties' goroutine. The change is proposed to the end even where
 // the caller has gone: what duties propose next is to come after it.
 func (c *adminCall) serve(ctx context.Context, d *duties) {
+	if ofMembers(c.verb) {
+		text, err := c.members(ctx, d)
+		if err == nil {
+			d.n.log.Info("administrator", "did", text)
+		}
+		c.done <- adminOutcome{text, err}
+		return
+	}
 	m := d.n.Map()
 	usage, err := d.n.usage()
 	var ops []cfs.Op

@@ -34,16 +34,20 @@ type member struct {
 	pool   *wire.Pool
 	stop   chan struct{} // ends the beats
 	beats  sync.WaitGroup
+	joins  bool // is no founder
+	ln     net.Listener
 }
 
 // cluster is three voters in this process, on loopback listeners.
 type cluster struct {
-	t       testing.TB
-	members []*member
-	seeds   []string
-	pool    *wire.Pool // a client's
-	adjust  func(*Config)
-	mute    [4]bool // by node id: sends no node heartbeats
+	t        testing.TB
+	members  []*member
+	seeds    []string                 // addresses by node id
+	wrap     func(*Node) wire.Handler // what is served in the place of the node, where it is set
+	founders int                      // of them, from the first on
+	pool     *wire.Pool               // a client's
+	adjust   func(*Config)
+	mute     [8]bool // by node id: sends no node heartbeats
 	// reports is what the nodes say of their devices and fills, where it is set.
 	reports func(cfs.NodeID) ([]*wirepb.Device, []*wirepb.Fill)
 	mu      sync.Mutex
@@ -51,7 +55,7 @@ type cluster struct {
 
 func newCluster(t testing.TB, n int, adjust func(*Config)) *cluster {
 	t.Helper()
-	c := &cluster{t: t, adjust: adjust}
+	c := &cluster{t: t, adjust: adjust, founders: n}
 	var lns []net.Listener
 	for i := range n {
 		ln, err := wire.Listen("127.0.0.1:0")
@@ -72,6 +76,9 @@ func newCluster(t testing.TB, n int, adjust func(*Config)) *cluster {
 	for i, m := range c.members {
 		c.start(m, lns[i])
 	}
+	for _, m := range c.members {
+		c.wait("a voter to take part", m.node.standing.admitted.Load)
+	}
 	first := c.members[0].node.loop // rather than wait for a timeout
 	first.do(func() error { return first.raft.Campaign() })
 	return c
@@ -87,6 +94,16 @@ func testLogger(t testing.TB) *slog.Logger {
 func (c *cluster) config(m *member) Config {
 	cfg := Config{ClusterID: "test", NodeID: m.id, Dir: m.dir, Seeds: c.seeds, Pool: m.pool, SegmentBytes: 1 << 20,
 		Logger: testLogger(c.t).With("self", m.id), CacheBytes: 1 << 20, SessionTimeout: time.Hour}
+	if m.joins {
+		cfg.Seeds, cfg.Peers = nil, map[cfs.NodeID]string{}
+		for _, o := range c.members {
+			if o != m {
+				cfg.Peers[o.id] = o.addr
+			}
+		}
+	} else {
+		cfg.Seeds = c.seeds[:c.founders]
+	}
 	if c.adjust != nil {
 		c.adjust(&cfg)
 	}
@@ -108,7 +125,11 @@ func (c *cluster) start(m *member, ln net.Listener) {
 	if m.node, err = Open(c.config(m)); err != nil {
 		c.t.Fatalf("open node %d: %v", m.id, err)
 	}
-	m.server = wire.NewServer(wire.ServerConfig{Hello: id, Handler: m.node})
+	var h wire.Handler = m.node
+	if c.wrap != nil {
+		h = c.wrap(m.node)
+	}
+	m.server = wire.NewServer(wire.ServerConfig{Hello: id, Handler: h})
 	go m.server.Serve(ln)
 	m.stop = make(chan struct{})
 }
@@ -279,29 +300,33 @@ func dump(t testing.TB, n *Node) string {
 	return fmt.Sprintf("%x", h.Sum(nil))
 }
 
-// converge waits until all members that run have applied the same index, and
-// compares their states byte for byte.
+// converge waits until all members that run have applied the same index, while the states
+// are read too, and compares their states byte for byte.
 func (c *cluster) converge() {
 	c.t.Helper()
+	var states map[cfs.NodeID]string
 	c.wait("equal applied indexes", func() bool {
+		states = map[cfs.NodeID]string{}
 		want := c.leader().node.indexes.applied.Load()
 		for _, m := range c.members {
-			if m.node != nil && m.node.indexes.applied.Load() != want {
+			if m.node != nil && m.node.indexes.applied.Load() == want {
+				states[m.id] = dump(c.t, m.node)
+			}
+		}
+		for _, m := range c.members {
+			if m.node != nil && (states[m.id] == "" || m.node.indexes.applied.Load() != want) {
 				return false
 			}
 		}
 		return true
 	})
 	want := ""
-	for _, m := range c.members {
-		if m.node == nil {
-			continue
-		}
-		switch got := dump(c.t, m.node); {
+	for id, got := range states {
+		switch {
 		case want == "":
 			want = got
 		case got != want:
-			c.t.Errorf("the state of node %d differs", m.id)
+			c.t.Errorf("the state of node %d differs", id)
 		}
 	}
 }
@@ -359,4 +384,8 @@ func (c *cluster) beatOnce(m *member) {
 			return
 		}
 	}
+}
+
+func contextWithin(d time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), d)
 }

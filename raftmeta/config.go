@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/raftmeta/wal"
 	"github.com/claudefs/claudefs/wire"
 )
 
@@ -89,10 +90,14 @@ func (systemClock) Now() time.Time { return time.Now() }
 // Config says what a Node is part of. Fields after Clock have defaults.
 type Config struct {
 	ClusterID string
-	NodeID    cfs.NodeID // 1..len(Seeds)
-	Dir       string     // holds the log and the state; made if absent
-	// Seeds are the voters' HOST:PORT, the same list on every node; voter i is Seeds[i-1].
+	NodeID    cfs.NodeID
+	Dir       string // holds the log and the state; made if absent
+	// Seeds are the HOST:PORT of the voters that the cluster starts with, the same list on every
+	// node; voter i is Seeds[i-1]. Without any, an empty directory is a learner's: it is given the
+	// state by the leader. A directory that has a state knows its members itself.
 	Seeds []string
+	// Peers are addresses of members, for a learner that knows none yet.
+	Peers map[cfs.NodeID]string
 	// Pool carries messages to the other voters. It should carry nothing else: a
 	// heartbeat behind a megabyte of file data is late.
 	Pool    *wire.Pool
@@ -109,10 +114,13 @@ type Config struct {
 	MaxProposals   int                  // 0: 4096 commands in flight
 	SegmentBytes   int64                // 0: 64 MiB segments of the log
 	SyncDelay      func() time.Duration // how much longer a sync of the log takes, for tests; nil: no longer
+	SlowSync       time.Duration        // 0: 1 s; a leader whose log is slower hands over
 	CompactEntries uint64               // 0: the log is truncated after 64 Ki entries,
 	CompactBytes   int64                // 0: or after 64 MiB of them
 	CacheBytes     int64                // 0: kv.DefaultCacheBytes
 	CertLifetime   time.Duration        // 0: pki.DefaultLifetime
+	// FreeSpace says how many bytes of a directory's disk are free, and how many it has; nil: statfs(2).
+	FreeSpace func(dir string) (free, total uint64, err error)
 }
 
 func (c *Config) complete() error {
@@ -120,11 +128,11 @@ func (c *Config) complete() error {
 	switch {
 	case c.ClusterID == "" || len(c.ClusterID) > 63:
 		return cfs.Errorf(op, cfs.Usage, "cluster id of %d characters, want 1 to 63", len(c.ClusterID))
-	case c.NodeID == 0 || int(c.NodeID) > len(c.Seeds):
-		return cfs.Errorf(op, cfs.Usage, "node %d is none of the %d seed nodes", c.NodeID, len(c.Seeds))
+	case c.NodeID == 0:
+		return cfs.Errorf(op, cfs.Usage, "no node id")
 	case c.Dir == "":
 		return cfs.Errorf(op, cfs.Usage, "no directory")
-	case c.Pool == nil && len(c.Seeds) > 1:
+	case c.Pool == nil && len(c.Seeds) != 1:
 		return cfs.Errorf(op, cfs.Usage, "no connection pool")
 	}
 	if c.Logger == nil {
@@ -145,6 +153,11 @@ func (c *Config) complete() error {
 	setDefault(&c.MaxProposals, defaultMaxProposals)
 	setDefault(&c.CompactEntries, defaultCompactEntries)
 	setDefault(&c.CompactBytes, defaultCompactBytes)
+	setDefault(&c.SegmentBytes, wal.DefaultSegmentBytes)
+	setDefault(&c.SlowSync, defaultSlowSync)
+	if c.FreeSpace == nil {
+		c.FreeSpace = freeSpace
+	}
 	return nil
 }
 

@@ -92,13 +92,17 @@ func readCurrent(dir string) (*current, error) {
 
 // writeCurrent switches to c, durably and at once.
 func writeCurrent(dir string, c *current) error {
-	path := filepath.Join(dir, currentName)
-	err := writeSynced(path+".tmp", c.encode())
+	return replaceFile(filepath.Join(dir, currentName), c.encode())
+}
+
+// replaceFile writes a file durably and at once.
+func replaceFile(path string, content []byte) error {
+	err := writeSynced(path+".tmp", content)
 	if err == nil {
 		err = os.Rename(path+".tmp", path)
 	}
 	if err == nil {
-		err = wal.SyncDir(dir)
+		err = wal.SyncDir(filepath.Dir(path))
 	}
 	if err != nil {
 		return cfs.E("write "+path, cfs.KindOf(err), err)

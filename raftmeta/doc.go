@@ -30,6 +30,9 @@
 //	journal.go   readers of the journal, and what is told of sessions
 //	top.go       what a node has done, for people who look at it
 //	locks.go     waits for locks, and whether they would ever end
+//	members.go   who votes, and changes of that; admin_members.go what an administrator asks of it
+//	standing.go  whether this replica's directory is trusted
+//	space.go     a disk that is full or slow
 //	check.go     a replica's tables compared with each other, on request
 //	serve.go     requests from the wire
 //	open.go      start: recovery and its checks
@@ -48,6 +51,29 @@
 // nodes, devices and jobs, an administrator's too: what it has read of them when it
 // proposes is still so. Lock order: lockWaits.turn, then a view of the state, then lockWaits.mu; the loop
 // takes duties.mu, leases.mu and lockWaits.mu alone, for moments, and nothing under them.
+//
+// # Membership
+//
+// The members (voters, and learners that become voters) are rows of the state, changed by
+// Raft's own entries, one member at a time; Raft's membership is that of the rows at the applied
+// index, after a start too. A cluster begins with its seeds, at log index 1: whoever has no state is
+// before that, and is given one by a snapshot, never entries alone. A learner that has caught up is
+// made a voter by the leader's duties, and the voter that it replaces goes after that. The leader
+// hands its leadership over before it goes itself. A replica that is removed ends with ErrRemoved,
+// when it applies that, or asks where it stands (it does wherever it hears of no leader).
+//
+// Each start of a replica has a name, which the leader records if the name recorded before is one that
+// the directory knows (standing.go). So these are refused, as Conflict:
+//
+//   - an empty directory of a member: by any leader; before there is one it does not vote;
+//   - a copy of a directory from before its last start: by any leader;
+//   - a copy from since its last start: by the leader that had its acknowledgements, or because
+//     Raft finds that the log ends before what is committed.
+//
+// Not found are: a copy from since the last start under a leader elected later, where the log is within
+// what that leader still sends (it catches up then; it could have voted before the leader heard of it); an
+// old copy that votes while no leader is there; a directory lost before its first start was recorded; and the
+// loss of a majority of the seeds' directories while the others are off.
 //
 // # Failure
 //

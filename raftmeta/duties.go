@@ -86,7 +86,7 @@ func (l *loop) beginDuties() error {
 		return err
 	}
 	n.duties.Store(d)
-	work := []func(context.Context) error{d.expireSessions, d.updateNodes, d.retire, d.workJobs, d.planGroups, d.dropGroups, d.reap, d.measureLeases}
+	work := []func(context.Context) error{d.expireSessions, d.updateNodes, d.retire, d.workJobs, d.planGroups, d.dropGroups, d.workMembers, d.reap, d.measureLeases}
 	n.background.Go(func() { d.run(ctx, work) })
 	return nil
 }
@@ -327,7 +327,7 @@ func (d *duties) changes(m *cfs.Map) []cfs.Op {
 	}
 	for _, id := range slices.Sorted(maps.Keys(h.beats)) {
 		if b := h.alive(id); b != nil && !known[id] {
-			node(cfs.Node{ID: id, Addr: b.node.Addr, State: cfs.StateUp, Voter: d.n.addrOf(id) != ""})
+			node(cfs.Node{ID: id, Addr: b.node.Addr, State: cfs.StateUp})
 		}
 	}
 	knownDevice := map[cfs.DeviceID]bool{}
@@ -459,7 +459,7 @@ func (d *duties) settles() bool {
 	if patience > d.n.cfg.NodeTimeout {
 		return true
 	}
-	return heard >= len(d.n.cfg.Seeds) && len(d.changes(d.n.Map())) == 0
+	return heard >= d.n.roster.Load().voters() && len(d.changes(d.n.Map())) == 0
 }
 
 // reap works off queued deletions, some at a time.

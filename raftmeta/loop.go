@@ -2,6 +2,7 @@ package raftmeta
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -56,7 +57,7 @@ func newLoop(n *Node, log *wal.Log) *loop {
 		proposals: make(chan *proposal, n.cfg.MaxProposals),
 		reads:     make(chan *read, maxReads),
 		control:   make(chan func() error, maxControl),
-		late:      make(chan *peer, len(n.cfg.Seeds)),
+		late:      make(chan *peer, fsm.MaxMembers),
 		pending:   map[uint64]*proposal{},
 		machine:   fsm.Machine{DropReplies: planted.Is(planted.DroppedReply)},
 	}
@@ -86,12 +87,13 @@ func (l *loop) newRaft() (err error) {
 		PreVote:                   true,
 		ReadOnlyOption:            raft.ReadOnlySafe,
 		DisableProposalForwarding: true,
+		StepDownOnRemoval:         true,
 		Logger:                    raftLogger{l.n.log.With("node", l.n.cfg.NodeID)},
 	})
 	if err != nil {
 		return cfs.E(op, cfs.Corrupt, err)
 	}
-	if len(l.n.cfg.Seeds) == 1 { // there is nobody to hear from first
+	if v := l.conf.GetVoters(); len(v) == 1 && v[0] == uint64(l.n.cfg.NodeID) { // there is nobody to hear from first
 		err = l.raft.Campaign()
 	}
 	return err
@@ -99,12 +101,9 @@ func (l *loop) newRaft() (err error) {
 
 // start begins the loop.
 func (n *Node) start() {
-	n.peers = map[cfs.NodeID]*peer{}
-	for i, addr := range n.cfg.Seeds {
-		if id := cfs.NodeID(i + 1); id != n.cfg.NodeID {
-			n.peers[id] = n.loop.newPeer(id, addr)
-		}
-	}
+	n.loop.followRoster()
+	n.background.Go(n.stand)
+	n.background.Go(n.watchDisk)
 	go n.loop.run()
 }
 
@@ -120,7 +119,11 @@ func (l *loop) do(fn func() error) bool {
 
 func (l *loop) run() {
 	err := l.serve()
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrRemoved):
+		l.n.failure.Store(&err)
+		l.n.log.Info("the cluster has removed this replica", "node", l.n.cfg.NodeID)
+	case err != nil:
 		l.n.failure.Store(&err)
 		l.n.log.Error("metadata service has stopped", "node", l.n.cfg.NodeID, "err", err)
 	}
@@ -152,7 +155,9 @@ func (l *loop) serve() (err error) {
 		case <-l.n.stop:
 			return nil
 		case <-tick.C:
-			l.raft.Tick()
+			if !l.quiet() {
+				l.raft.Tick()
+			}
 		case m := <-l.messages:
 			l.step(m)
 		case p := <-l.proposals:
@@ -213,6 +218,9 @@ func (l *loop) settle() error {
 // step gives Raft a message. What it refuses (a stale response, mostly) is lost,
 // as any message may be.
 func (l *loop) step(m *pb.Message) {
+	if l.quiet() {
+		return
+	}
 	if err := l.raft.Step(m); err != nil {
 		l.n.log.Debug("raft refuses a message", "type", m.GetType(), "from", m.GetFrom(), "err", err)
 	}

@@ -28,6 +28,9 @@ type Metrics struct {
 	term          prometheus.Gauge
 	isLeader      prometheus.Gauge
 	applied       prometheus.Gauge
+	slowSyncs     prometheus.Counter
+	diskFree      prometheus.Gauge
+	diskFull      prometheus.Gauge
 	queue, repl   prometheus.Observer
 	sync, apply   prometheus.Observer
 	journal       *journalMetrics
@@ -59,7 +62,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		syncs:   counter("log_syncs_total", "Calls of fdatasync on the Raft log."),
 		dropped: counter("messages_dropped_total", "Messages dropped because a queue was full."),
 		snapshots: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "claudefs_raft_snapshots_total", Help: "Snapshots by outcome: sent, send_failed, installed, discarded."}, []string{"outcome"}),
+			Name: "claudefs_raft_snapshots_total", Help: "Snapshots by outcome: sent, send_failed, resumed (once for each break), installed, discarded."}, []string{"outcome"}),
 		compactions: counter("log_compactions_total", "Truncations of the Raft log."),
 		term:        gauge("term", "Raft's term."),
 		isLeader:    gauge("is_leader", "1 on the leader."),
@@ -72,12 +75,16 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		refused: counter("lease_grants_refused_total", "Answers without a lease that was asked for."),
 		recallWait: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "claudefs_raft_recall_wait_seconds", Help: "Waits of commands and queries for recalls, of those that waited.", Buckets: buckets}),
+		slowSyncs: counter("log_slow_syncs_total", "Calls of fdatasync on the Raft log that took longer than the bound."),
+		diskFree:  gauge("disk_free_bytes", "Free bytes of the disk under the log and the state."),
+		diskFull:  gauge("disk_full", "1 while the replica takes no part because that disk is full."),
 	}
 	m.queue, m.repl = m.stageSeconds.WithLabelValues("queue"), m.stageSeconds.WithLabelValues("replicate")
 	m.sync, m.apply = m.stageSeconds.WithLabelValues("sync"), m.stageSeconds.WithLabelValues("apply")
 	if reg != nil {
 		reg.MustRegister(m.proposals, m.reads, m.readRounds, m.commitSeconds, m.stageSeconds, m.syncs, m.dropped,
-			m.snapshots, m.compactions, m.term, m.isLeader, m.applied, m.journal, m.leases, m.recalls, m.lapses, m.refused, m.recallWait)
+			m.snapshots, m.compactions, m.term, m.isLeader, m.applied, m.slowSyncs, m.diskFree, m.diskFull,
+			m.journal, m.leases, m.recalls, m.lapses, m.refused, m.recallWait)
 	}
 	return m
 }

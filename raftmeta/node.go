@@ -24,11 +24,17 @@ type Node struct {
 	loop    *loop
 	state   state
 	incoming
-	peers map[cfs.NodeID]*peer
+	peers    atomic.Pointer[map[cfs.NodeID]*peer]
+	roster   atomic.Pointer[roster]
+	standing standing
+	disk     disk
 
-	lead     atomic.Pointer[leadership]
-	duties   atomic.Pointer[duties] // while this node leads and has applied all before its term
-	indexes  struct{ committed, applied, first atomic.Uint64 }
+	lead    atomic.Pointer[leadership]
+	duties  atomic.Pointer[duties] // while this node leads and has applied all before its term
+	indexes struct {
+		committed, applied, first atomic.Uint64
+		last                      uint64 // of the log at the start
+	}
 	tokens   atomic.Uint64
 	waiting  atomic.Int64 // proposals in flight
 	mapNow   atomic.Pointer[mapState]
@@ -102,6 +108,9 @@ func (n *Node) loadMap(r fsm.Reader) error {
 	if err != nil {
 		return err
 	}
+	if err := n.loadRoster(m, r); err != nil {
+		return err
+	}
 	old := n.mapNow.Swap(&mapState{m: m, changed: make(chan struct{})})
 	if old != nil {
 		close(old.changed)
@@ -125,10 +134,10 @@ func (n *Node) Err() error {
 
 // addrOf is a voter's address, "" for none.
 func (n *Node) addrOf(id cfs.NodeID) string {
-	if id == 0 || int(id) > len(n.cfg.Seeds) {
-		return ""
+	if r := n.roster.Load(); r != nil {
+		return r.addrs[id]
 	}
-	return n.cfg.Seeds[id-1]
+	return ""
 }
 
 // notLeader is the error for what only the leader does.

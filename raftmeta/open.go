@@ -57,12 +57,16 @@ func (n *Node) open() error {
 	}
 	log, rec, err := wal.Open(filepath.Join(n.cfg.Dir, walName), wal.Options{
 		ClusterID: n.cfg.ClusterID, NodeID: n.cfg.NodeID, SegmentBytes: n.cfg.SegmentBytes,
-		Logger: n.log, OnSync: n.metrics.onSync, SyncDelay: n.cfg.SyncDelay,
+		Logger: n.log, OnSync: n.noteSync, SyncDelay: n.cfg.SyncDelay,
 	})
 	if err != nil {
 		return err
 	}
 	n.loop = newLoop(n, log)
+	n.standing.blank = rec.HardState.GetTerm() == 0
+	if err := n.standing.open(n.cfg.Dir); err != nil {
+		return err
+	}
 	if err := finishInstall(log, rec, cur); err != nil {
 		return err
 	}
@@ -112,6 +116,9 @@ func (n *Node) openState() (*current, error) {
 	b := store.NewBatch()
 	err = fsm.CountUsage(b)
 	if err == nil {
+		err = n.adoptMembers(b, cur)
+	}
+	if err == nil {
 		err = b.Commit()
 	}
 	if err = errors.Join(err, b.Close()); err != nil {
@@ -124,12 +131,16 @@ func (n *Node) openState() (*current, error) {
 // same on all of them, so without a time of its own.
 func (n *Node) bootstrap() (*current, error) {
 	dir := n.cfg.Dir
+	if len(n.cfg.Seeds) > 0 && int(n.cfg.NodeID) > len(n.cfg.Seeds) {
+		return nil, cfs.Errorf("open "+dir, cfs.Usage, "node %d is none of the %d seed nodes", n.cfg.NodeID, len(n.cfg.Seeds))
+	}
 	if err := removeOtherKVs(dir, ""); err != nil {
 		return nil, cfs.E("bootstrap "+dir, cfs.KindOf(err), err)
 	}
 	c := &current{kv: kvName(1), conf: &pb.ConfState{}}
-	for i := range n.cfg.Seeds {
-		c.conf.Voters = append(c.conf.Voters, uint64(i+1))
+	founders := n.cfg.foundMembers()
+	if len(founders) > 0 {
+		c.index, c.conf = firstIndex, (&roster{members: founders}).conf()
 	}
 	store, err := kv.OpenPebble(filepath.Join(dir, c.kv), kv.Options{Logger: n.log})
 	if err != nil {
@@ -137,6 +148,9 @@ func (n *Node) bootstrap() (*current, error) {
 	}
 	b := store.NewBatch()
 	err = fsm.Bootstrap(b, n.cfg.ClusterID, 0)
+	if err == nil {
+		err = fsm.Found(b, c.index, founders)
+	}
 	if err == nil {
 		err = b.Commit()
 	}
@@ -186,11 +200,11 @@ func (l *loop) restore(rec *wal.Recovered, applied uint64) error {
 	if applied > last {
 		return cfs.Errorf("open "+dir, cfs.Corrupt, "the state is at index %d, the log ends at %d: it is lost", applied, last)
 	}
-	if got, want := len(rec.Mark.Conf.GetVoters()), len(l.n.cfg.Seeds); got != want {
-		return cfs.Errorf("open "+dir, cfs.Conflict, "the cluster has %d voters, %d seed nodes are configured", got, want)
-	}
-	l.conf = rec.Mark.Conf
+	l.conf = l.n.roster.Load().conf()
 	l.applied, l.compacted = applied, rec.Mark.Index
+	if l.n.indexes.last = last; len(l.conf.GetVoters()) == 1 && l.conf.GetVoters()[0] == uint64(l.n.cfg.NodeID) {
+		l.n.admit() // there is nobody to ask
+	}
 	l.hard = &pb.HardState{Term: new(rec.HardState.GetTerm()), Vote: new(rec.HardState.GetVote()),
 		Commit: new(min(max(rec.HardState.GetCommit(), applied), last))}
 	ms := raft.NewMemoryStorage()
@@ -210,4 +224,18 @@ func (l *loop) restore(rec *wal.Recovered, applied uint64) error {
 	l.publishIndexes()
 	l.storage = &storage{MemoryStorage: ms, present: l.present}
 	return l.newRaft()
+}
+
+// adoptMembers gives a state that was made before there were records of members those that
+// its directory and the configuration name.
+func (n *Node) adoptMembers(b kv.Batch, cur *current) error {
+	members, err := fsm.ReadMembers(b)
+	if err != nil || len(members) > 0 || len(cur.conf.GetVoters()) == 0 {
+		return err
+	}
+	applied, err := fsm.AppliedIndex(b)
+	if err != nil {
+		return err
+	}
+	return fsm.Found(b, applied, n.cfg.foundMembers())
 }

@@ -52,10 +52,9 @@ func TestOpenRefusals(t *testing.T) {
 	other = cfg
 	other.Seeds = []string{"a:1", "b:1", "c:1"}
 	other.Pool = c.pool
-	refused(t, other, cfs.Conflict, "1 voters", "3 seed")
 	other.NodeID = 2
 	refused(t, other, cfs.Conflict, "node 1", "node 2")
-	other.NodeID = 4
+	other.NodeID, other.Dir = 4, t.TempDir()
 	refused(t, other, cfs.Usage)
 	c.start(m, nil)
 	c.mustFind("f9")

@@ -47,8 +47,9 @@ func (l *loop) newPeer(id cfs.NodeID, addr string) *peer {
 
 // send sends Raft's messages.
 func (l *loop) send(ms []*pb.Message) {
+	peers := l.n.peersNow()
 	for _, m := range ms {
-		p := l.n.peers[leaderID(m.GetTo())]
+		p := peers[leaderID(m.GetTo())]
 		if p == nil {
 			continue
 		}
@@ -58,7 +59,7 @@ func (l *loop) send(ms []*pb.Message) {
 		}
 		l.post(p, m)
 	}
-	for _, p := range l.n.peers {
+	for _, p := range peers {
 		l.flush(p, false)
 	}
 }
@@ -145,7 +146,7 @@ func acceptable(t pb.MessageType) bool {
 func (n *Node) checkMessage(m *pb.Message, from *wire.Peer, snapshot bool) error {
 	id := leaderID(m.GetFrom())
 	switch {
-	case n.peers[id] == nil || from == nil || from.NodeID != id:
+	case n.member(id) == nil || from == nil || from.NodeID != id:
 		return cfs.Errorf("raft message", cfs.BadRequest, "from node %d, which the connection's node is not", m.GetFrom())
 	case m.GetTo() != uint64(n.cfg.NodeID):
 		return cfs.Errorf("raft message", cfs.BadRequest, "for node %d, this is node %d", m.GetTo(), n.cfg.NodeID)

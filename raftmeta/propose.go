@@ -101,6 +101,9 @@ func (n *Node) command(ctx context.Context, c *cfs.Command, body []byte) (*cfs.R
 	if !n.lead.Load().mine {
 		return nil, n.notLeader("command")
 	}
+	if n.disk.full.Load() {
+		return nil, cfs.Errorf("command", cfs.NoSpace, "the disk under the leader's log is full")
+	}
 	if c.Session == 0 {
 		return n.propose(ctx, &proposal{cmd: c, arrived: arrived}, body)
 	}

@@ -129,6 +129,7 @@ func (l *loop) apply(entries []*pb.Entry) error {
 type effects struct {
 	mapChanged bool
 	ownTerm    bool // an entry of the term that this node leads
+	removed    bool // this node is no member any more
 	sessions   []sessionChange
 	locks      []cfs.Ino // whose locks changed
 }
@@ -145,6 +146,12 @@ func (l *loop) applyTo(b kv.Batch, entries []*pb.Entry, now time.Time, eff *effe
 		l.logBytes += int64(len(e.GetData()))
 		if l.mine && e.GetTerm() == term {
 			eff.ownTerm = true
+		}
+		if e.GetType() == pb.EntryConfChangeV2 {
+			if err := l.applyChange(b, e, eff); err != nil {
+				return fatal(i, err)
+			}
+			continue
 		}
 		if e.GetType() != pb.EntryNormal {
 			return fatal(i, cfs.Errorf("decode log entry", cfs.Unsupported, "entry of type %s, which this program does not know", e.GetType()))
@@ -201,7 +208,8 @@ func (f *effects) note(cmd *cfs.Command, reply *cfs.Reply) {
 	}
 	for i := range cmd.Ops {
 		switch op := &cmd.Ops[i]; op.Kind {
-		case cfs.OpSetNode, cfs.OpSetDevice, cfs.OpSetGroups, cfs.OpFillDone, cfs.OpDropGroups, cfs.OpSetJob, cfs.OpSetCA, cfs.OpRevoke:
+		case cfs.OpSetNode, cfs.OpRemoveNode, cfs.OpSetReplica, cfs.OpSetDevice, cfs.OpSetGroups, cfs.OpFillDone, cfs.OpDropGroups, cfs.OpSetJob,
+			cfs.OpSetCA, cfs.OpRevoke:
 			f.mapChanged = true
 		case cfs.OpOpenSession:
 			f.sessions = append(f.sessions, sessionChange{id: reply.Results[i].Session})
@@ -217,6 +225,10 @@ func (l *loop) publish(eff *effects) error {
 		if err := l.n.state.view(func(v kv.View) error { return l.n.loadMap(v) }); err != nil {
 			return err
 		}
+		l.followRoster()
+	}
+	if eff.removed {
+		return ErrRemoved
 	}
 	if eff.ownTerm && !l.caughtUp {
 		l.caughtUp = true

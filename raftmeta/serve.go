@@ -102,6 +102,12 @@ func (n *Node) serveHeartbeat(ctx context.Context, r *wire.Request) (wire.Respon
 	if err := r.Decode(&m); err != nil {
 		return wire.Response{}, err
 	}
+	if m.Replica != nil {
+		if r.Peer == nil {
+			return wire.Response{}, cfs.Errorf("heartbeat", cfs.BadRequest, "a replica of no node")
+		}
+		return wire.Response{Body: &wirepb.HeartbeatReply{}}, n.recordReplica(ctx, r.Peer.NodeID, m.Replica)
+	}
 	d := n.duties.Load()
 	if d == nil {
 		return wire.Response{}, n.notLeader("heartbeat")

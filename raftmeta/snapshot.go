@@ -30,6 +30,10 @@ const (
 	pieceTimeout = 10 * time.Second
 	// installTimeout bounds the last piece, with which the receiver makes the state durable.
 	installTimeout = 2 * time.Minute
+	// resumeTimeout bounds how long a broken stream waits for its receiver, asking every resumePause.
+	// It goes on where it broke; a receiver that has been started anew gets the state from its beginning.
+	resumeTimeout = 30 * time.Second
+	resumePause   = 100 * time.Millisecond
 )
 
 // present describes the state as it is now, for Raft.
@@ -103,8 +107,32 @@ func (s *stream) flush(timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
 	_, err := s.n.cfg.Pool.Call(ctx, s.addr, wire.OpSnapshot, &s.head, [][]byte{s.buf}, nil, nil)
+	for begun := time.Now(); err != nil && s.resumable(err) && time.Since(begun) < resumeTimeout; {
+		sleepOr(s.ctx, resumePause)
+		s.n.metrics.snapshots.WithLabelValues("resumed").Inc()
+		err = s.again(timeout)
+	}
 	s.buf = s.buf[:0]
 	s.head.Piece++
+	return err
+}
+
+// resumable reports that a piece may be sent again: the connection broke, or the answer is
+// late. The state that the stream reads is pinned for as long, and the receiver knows
+// which piece it had last.
+func (s *stream) resumable(err error) bool {
+	switch cfs.KindOf(err) {
+	case cfs.Unavailable, cfs.Timeout, cfs.Closed, cfs.IO:
+		return s.ctx.Err() == nil && !s.head.Last
+	}
+	return false
+}
+
+// again sends a piece once more.
+func (s *stream) again(timeout time.Duration) error {
+	ctx, cancel := context.WithTimeout(s.ctx, timeout)
+	defer cancel()
+	_, err := s.n.cfg.Pool.Call(ctx, s.addr, wire.OpSnapshot, &s.head, [][]byte{s.buf}, nil, nil)
 	return err
 }
 
@@ -155,13 +183,16 @@ func (n *Node) serveSnapshot(ctx context.Context, r *wire.Request) error {
 	if err := r.Decode(&req); err != nil {
 		return err
 	}
-	if r.Peer == nil || n.peers[r.Peer.NodeID] == nil {
+	if r.Peer == nil || n.member(r.Peer.NodeID) == nil {
 		return cfs.Errorf(op, cfs.BadRequest, "from no voter")
 	}
 	n.inMu.Lock()
 	defer n.inMu.Unlock()
 	if n.stopping() {
 		return n.unavailable(op)
+	}
+	if a := n.in; a != nil && !req.Last && a.from == r.Peer.NodeID && a.index == req.Index && a.term == req.Term && a.next == req.Piece+1 {
+		return nil // its answer was lost
 	}
 	if req.Piece == 0 {
 		if err := n.receiveFirst(r.Peer.NodeID, &req); err != nil {
@@ -346,6 +377,7 @@ func (l *loop) install(snap *pb.Snapshot) error {
 	if err := n.state.view(func(v kv.View) error { return n.loadMap(v) }); err != nil {
 		return err
 	}
+	l.followRoster()
 	n.metrics.snapshots.WithLabelValues("installed").Inc()
 	n.log.Info("snapshot installed", "index", a.index, "term", a.term)
 	a.done <- true

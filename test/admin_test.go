@@ -23,7 +23,7 @@ func admin(t *testing.T, c *cluster.Cluster, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*patience)
 	defer cancel()
-	args = append(append([]string{"admin"}, args...), "--server", c.Addrs()[firstRunning(t, c)-1])
+	args = append(append([]string{"admin"}, args...), "--server", c.AdminAddr(firstRunning(t, c)))
 	cmd := exec.CommandContext(ctx, binary, args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr

@@ -15,7 +15,7 @@ const maxAddr = 300
 
 // NodeToPB is the node as a message.
 func NodeToPB(n cfs.Node) *wirepb.Node {
-	return &wirepb.Node{Id: uint32(n.ID), Addr: validUTF8(n.Addr), State: uint32(n.State), Voter: n.Voter}
+	return &wirepb.Node{Id: uint32(n.ID), Addr: validUTF8(n.Addr), State: uint32(n.State), Voter: n.Voter, Learner: n.Learner}
 }
 
 // NodeFromPB checks a message and is the node in it.
@@ -28,7 +28,7 @@ func NodeFromPB(m *wirepb.Node) (cfs.Node, error) {
 func (r *refusal) node(m *wirepb.Node) cfs.Node {
 	r.check(m.GetId() != 0, "node id 0")
 	r.check(len(m.GetAddr()) <= maxAddr, "address of %d bytes, at most %d", len(m.GetAddr()), maxAddr)
-	return cfs.Node{ID: cfs.NodeID(r.narrow16("node id", m.GetId())), Addr: m.GetAddr(), State: r.state(m.GetState()), Voter: m.GetVoter()}
+	return cfs.Node{ID: cfs.NodeID(r.narrow16("node id", m.GetId())), Addr: m.GetAddr(), State: r.state(m.GetState()), Voter: m.GetVoter(), Learner: m.GetLearner()}
 }
 
 // state takes 0 for one that is not known.

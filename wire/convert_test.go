@@ -35,7 +35,7 @@ func (f filler) fill(v reflect.Value) {
 		*p = cfs.State(1 + f.IntN(4))
 		return
 	case *cfs.OpKind:
-		*p = cfs.OpKind(1 + f.IntN(int(cfs.OpRevoke)))
+		*p = cfs.OpKind(1 + f.IntN(int(cfs.OpSetReplica)))
 		return
 	case *cfs.QueryKind:
 		*p = cfs.QueryKind(1 + f.IntN(int(cfs.QueryTokens)))

@@ -75,7 +75,7 @@ func adminCommand(p pace) *cobra.Command {
 			return f.print(c, view.document(doc), func(w io.Writer) error { return view.table(w, doc) })
 		}))
 	}
-	cmd.AddCommand(f.deviceCommand(), f.jobCommand(), f.scrubCommand(), f.fsckCommand())
+	cmd.AddCommand(f.deviceCommand(), f.voterCommand(), f.nodeCommand(), f.jobCommand(), f.scrubCommand(), f.fsckCommand())
 	cmd.AddCommand(f.sessionsCommand(), f.sessionCommand(), f.topCommand(), f.journalCommand())
 	cmd.AddCommand(f.tokenCommand(), f.revokeCommand(), f.enrolCommand())
 	return cmd

@@ -110,6 +110,9 @@ func printNodes(w io.Writer, d *statusDoc) error {
 		if n.Voter {
 			role = "voter"
 		}
+		if n.Learner {
+			role = "learner"
+		}
 		if n.Leader {
 			role = "leader"
 		}

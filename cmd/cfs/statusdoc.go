@@ -46,12 +46,13 @@ type spaceDoc struct {
 }
 
 type nodeDoc struct {
-	ID     cfs.NodeID `json:"id"`
-	Addr   string     `json:"addr"`
-	State  string     `json:"state"`
-	Voter  bool       `json:"voter"`
-	Leader bool       `json:"leader"`
-	Error  string     `json:"error,omitempty"` // why it did not say how its devices are
+	ID      cfs.NodeID `json:"id"`
+	Addr    string     `json:"addr"`
+	State   string     `json:"state"`
+	Voter   bool       `json:"voter"`
+	Learner bool       `json:"learner,omitempty"` // becomes a voter
+	Leader  bool       `json:"leader"`
+	Error   string     `json:"error,omitempty"` // why it did not say how its devices are
 }
 
 type deviceDoc struct {
@@ -172,7 +173,7 @@ func newStatusDoc(s *state, servers []inspection, now time.Time) *statusDoc {
 		}
 	}
 	for _, n := range sorted(s.m.Nodes, func(n *cfs.Node) cfs.NodeID { return n.ID }) {
-		d.Nodes = append(d.Nodes, nodeDoc{ID: n.ID, Addr: n.Addr, State: n.State.String(), Voter: n.Voter, Leader: n.ID == d.Leader, Error: errs[n.ID]})
+		d.Nodes = append(d.Nodes, nodeDoc{ID: n.ID, Addr: n.Addr, State: n.State.String(), Voter: n.Voter, Learner: n.Learner, Leader: n.ID == d.Leader, Error: errs[n.ID]})
 	}
 	for _, v := range sorted(s.m.Devices, func(v *cfs.Device) cfs.DeviceID { return v.ID }) {
 		d.addDevice(&v, s.job(v.ID), own[v.ID])

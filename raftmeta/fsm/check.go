@@ -107,7 +107,7 @@ func u64of(b []byte) uint64 { return binary.BigEndian.Uint64(b) }
 func u32of(b []byte) uint32 { return binary.BigEndian.Uint32(b) }
 
 // prefixes are all there are, in order.
-const prefixes = "ACDEFGHIJKLNPQRSTUVXZchklq"
+const prefixes = "ACDEFGHIJKLMNPQRSTUVXZchklq"
 
 // strays looks for keys that nothing reads.
 func (c *checker) strays() {
@@ -151,6 +151,11 @@ func (c *checker) cluster() {
 	c.sized(prefixNode, 3, func(k, v []byte) {
 		if n, ok := decodeNode(v); !ok || n.ID != cfs.NodeID(binary.BigEndian.Uint16(k[1:])) {
 			c.bad("node record %x", k)
+		}
+	})
+	c.sized(prefixMember, 3, func(k, v []byte) {
+		if m, ok := DecodeMember(v); !ok || m.ID != cfs.NodeID(binary.BigEndian.Uint16(k[1:])) {
+			c.bad("member record %x", k)
 		}
 	})
 	c.sized(prefixDevice, 5, func(k, v []byte) {

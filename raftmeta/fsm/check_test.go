@@ -64,6 +64,10 @@ func sound(t *testing.T) *harness {
 	h.plan() // a slot is filled
 	h.do(0, cfs.Op{Kind: cfs.OpSetCA, CA: cfs.CA{Cert: []byte("cert"), Key: []byte("key")}})
 	h.do(0, cfs.Op{Kind: cfs.OpAddToken, Token: token("t", 1, 1<<40)}, cfs.Op{Kind: cfs.OpRevoke, Name: "0a"})
+	h.index++
+	if err := ChangeMember(h.kv, h.index, &Member{ID: 1, Addr: "n1:9400"}, false); err != nil {
+		t.Fatal(err)
+	}
 	seen := map[byte]bool{}
 	h.kv.each("", func(k, _ []byte) { seen[k[0]] = true })
 	for _, p := range []byte(prefixes) {
@@ -100,7 +104,7 @@ func TestCheckFindsEveryLostRow(t *testing.T) {
 	h := sound(t)
 	// These say nothing that another row says as well.
 	alone := func(k []byte) bool {
-		return strings.ContainsRune("NRXJPc", rune(k[0])) || bytes.Equal(k, markKey(markCluster)) || bytes.Equal(k, markKey(markApplied)) ||
+		return strings.ContainsRune("MNRXJPc", rune(k[0])) || bytes.Equal(k, markKey(markCluster)) || bytes.Equal(k, markKey(markApplied)) ||
 			bytes.Equal(k, markKey(markStamp)) || bytes.Equal(k, markKey(markMapVersion))
 	}
 	unused := map[cfs.DeviceID]bool{} // devices that no group names

@@ -13,10 +13,12 @@ func (t *tx) setNode(n *cfs.Node) cfs.Kind {
 	if n.ID == 0 || n.State < cfs.StateUp || n.State > cfs.StateOut || len(n.Addr) > cfs.MaxName {
 		return cfs.Invalid
 	}
-	if old, ok := load(t, nodeKey(n.ID), decodeNode); ok && *old == *n {
+	node := *n
+	node.Learner = false // the members say that
+	if old, ok := load(t, nodeKey(n.ID), decodeNode); ok && *old == node {
 		return cfs.KindOK
 	}
-	t.set(nodeKey(n.ID), encodeNode(n))
+	t.set(nodeKey(n.ID), encodeNode(&node))
 	t.changeMap()
 	t.birth()
 	return cfs.KindOK

@@ -30,6 +30,7 @@
 //	K ino kind session owner start
 //	                         lock: type, end, process
 //	L ino                    a symbolic link's target
+//	M node                   member: a voter or a learner, its address and its replica's data
 //	N node                   node
 //	P a                      the authority that signs certificates, or that there is none
 //	P r SERIAL               a certificate that is refused, and since when

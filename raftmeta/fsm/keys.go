@@ -19,6 +19,7 @@ const (
 	prefixJob       = 'J'
 	prefixLink      = 'L'
 	prefixLock      = 'K'
+	prefixMember    = 'M'
 	prefixNode      = 'N'
 	prefixTrust     = 'P'
 	prefixQueue     = 'Q'

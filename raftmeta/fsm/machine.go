@@ -196,6 +196,8 @@ var carriers = [...]func(t *tx, op *cfs.Op, res *cfs.Result) cfs.Kind{
 	cfs.OpFillDone:      func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.fillDone(op) },
 	cfs.OpDropGroups:    func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.dropGroups(op.Groups) },
 	cfs.OpSurrender:     (*tx).surrender,
+	cfs.OpSetReplica:    func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setReplica(op) },
+	cfs.OpRemoveNode:    func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.removeNode(op.Node.ID) },
 	cfs.OpSetJob:        func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setJob(op.Job) },
 	cfs.OpSetConsumer:   func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setConsumer(op.Name, op.Index) },
 	cfs.OpDropConsumer:  func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.dropConsumer(op.Name) },

@@ -343,7 +343,18 @@ func ReadMap(r Reader) (*cfs.Map, error) {
 	if v, ok := t.get(markKey(markCluster)); ok {
 		m.ClusterID = string(v)
 	}
-	list(t, prefixNode, decodeNode, func(n *cfs.Node) { m.Nodes = append(m.Nodes, *n) })
+	members := t.members()
+	list(t, prefixNode, decodeNode, func(n *cfs.Node) {
+		if len(members) > 0 { // what the node's record says is of the time before there were any
+			n.Voter = false
+		}
+		for i := range members {
+			if members[i].ID == n.ID {
+				n.Voter, n.Learner = !members[i].Learner, members[i].Learner
+			}
+		}
+		m.Nodes = append(m.Nodes, *n)
+	})
 	list(t, prefixDevice, decodeDevice, func(d *cfs.Device) { m.Devices = append(m.Devices, *d) })
 	list(t, prefixGroup, decodePG, func(g *cfs.PG) { m.Groups = append(m.Groups, *g) })
 	list(t, prefixJob, decodeJob, func(j *cfs.Job) { m.Jobs = append(m.Jobs, *j) })

@@ -2981,6 +2981,7 @@ type Node struct {
 	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`
 	State         uint32                 `protobuf:"varint,3,opt,name=state,proto3" json:"state,omitempty"`
 	Voter         bool                   `protobuf:"varint,4,opt,name=voter,proto3" json:"voter,omitempty"`
+	Learner       bool                   `protobuf:"varint,5,opt,name=learner,proto3" json:"learner,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3039,6 +3040,13 @@ func (x *Node) GetState() uint32 {
 func (x *Node) GetVoter() bool {
 	if x != nil {
 		return x.Voter
+	}
+	return false
+}
+
+func (x *Node) GetLearner() bool {
+	if x != nil {
+		return x.Learner
 	}
 	return false
 }
@@ -3505,6 +3513,7 @@ type Heartbeat struct {
 	Fills         []*Fill                `protobuf:"bytes,5,rep,name=fills,proto3" json:"fills,omitempty"`
 	Epoch         uint64                 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`         // of the session's leases, as the sender knows it
 	Opens         []uint64               `protobuf:"fixed64,7,rep,packed,name=opens,proto3" json:"opens,omitempty"` // inodes that the session has open, where the epoch is new to it
+	Replica       *Replica               `protobuf:"bytes,8,opt,name=replica,proto3" json:"replica,omitempty"`      // or a replica's start
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3588,6 +3597,74 @@ func (x *Heartbeat) GetOpens() []uint64 {
 	return nil
 }
 
+func (x *Heartbeat) GetReplica() *Replica {
+	if x != nil {
+		return x.Replica
+	}
+	return nil
+}
+
+// Replica is the data that a replica starts with.
+type Replica struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Next          []byte                 `protobuf:"bytes,1,opt,name=next,proto3" json:"next,omitempty"`                             // names it from this start on
+	Had           []byte                 `protobuf:"bytes,2,opt,name=had,proto3" json:"had,omitempty"`                               // names that it may have had before, 16 bytes each
+	LastIndex     uint64                 `protobuf:"varint,3,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"` // of its log
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Replica) Reset() {
+	*x = Replica{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Replica) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Replica) ProtoMessage() {}
+
+func (x *Replica) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Replica.ProtoReflect.Descriptor instead.
+func (*Replica) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *Replica) GetNext() []byte {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *Replica) GetHad() []byte {
+	if x != nil {
+		return x.Had
+	}
+	return nil
+}
+
+func (x *Replica) GetLastIndex() uint64 {
+	if x != nil {
+		return x.LastIndex
+	}
+	return 0
+}
+
 // Fill is how far a node has filled a slot of one of its devices.
 type Fill struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3600,7 +3677,7 @@ type Fill struct {
 
 func (x *Fill) Reset() {
 	*x = Fill{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3612,7 +3689,7 @@ func (x *Fill) String() string {
 func (*Fill) ProtoMessage() {}
 
 func (x *Fill) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3625,7 +3702,7 @@ func (x *Fill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fill.ProtoReflect.Descriptor instead.
 func (*Fill) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{39}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Fill) GetPg() uint32 {
@@ -3661,7 +3738,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3673,7 +3750,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3686,7 +3763,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{40}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *HeartbeatReply) GetMapVersion() uint64 {
@@ -3737,7 +3814,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3749,7 +3826,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3762,7 +3839,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{41}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *StatusReply) GetClusterId() string {
@@ -3870,7 +3947,7 @@ type Admin struct {
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3882,7 +3959,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3895,7 +3972,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{42}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Admin) GetVerb() uint32 {
@@ -3986,7 +4063,7 @@ type AdminReply struct {
 
 func (x *AdminReply) Reset() {
 	*x = AdminReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3998,7 +4075,7 @@ func (x *AdminReply) String() string {
 func (*AdminReply) ProtoMessage() {}
 
 func (x *AdminReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4011,7 +4088,7 @@ func (x *AdminReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminReply.ProtoReflect.Descriptor instead.
 func (*AdminReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{43}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AdminReply) GetDevice() uint32 {
@@ -4050,7 +4127,7 @@ type TopReply struct {
 
 func (x *TopReply) Reset() {
 	*x = TopReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4062,7 +4139,7 @@ func (x *TopReply) String() string {
 func (*TopReply) ProtoMessage() {}
 
 func (x *TopReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4075,7 +4152,7 @@ func (x *TopReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopReply.ProtoReflect.Descriptor instead.
 func (*TopReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{44}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *TopReply) GetNodeId() uint32 {
@@ -4133,7 +4210,7 @@ type OpStats struct {
 
 func (x *OpStats) Reset() {
 	*x = OpStats{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[45]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4145,7 +4222,7 @@ func (x *OpStats) String() string {
 func (*OpStats) ProtoMessage() {}
 
 func (x *OpStats) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[45]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4158,7 +4235,7 @@ func (x *OpStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpStats.ProtoReflect.Descriptor instead.
 func (*OpStats) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{45}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *OpStats) GetName() string {
@@ -4199,7 +4276,7 @@ type HotDir struct {
 
 func (x *HotDir) Reset() {
 	*x = HotDir{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[46]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4211,7 +4288,7 @@ func (x *HotDir) String() string {
 func (*HotDir) ProtoMessage() {}
 
 func (x *HotDir) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[46]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4224,7 +4301,7 @@ func (x *HotDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotDir.ProtoReflect.Descriptor instead.
 func (*HotDir) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{46}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *HotDir) GetIno() uint64 {
@@ -4253,7 +4330,7 @@ type InspectReply struct {
 
 func (x *InspectReply) Reset() {
 	*x = InspectReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[47]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4265,7 +4342,7 @@ func (x *InspectReply) String() string {
 func (*InspectReply) ProtoMessage() {}
 
 func (x *InspectReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[47]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4278,7 +4355,7 @@ func (x *InspectReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectReply.ProtoReflect.Descriptor instead.
 func (*InspectReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{47}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *InspectReply) GetNodeId() uint32 {
@@ -4328,7 +4405,7 @@ type DeviceInfo struct {
 
 func (x *DeviceInfo) Reset() {
 	*x = DeviceInfo{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[48]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4340,7 +4417,7 @@ func (x *DeviceInfo) String() string {
 func (*DeviceInfo) ProtoMessage() {}
 
 func (x *DeviceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[48]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4353,7 +4430,7 @@ func (x *DeviceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceInfo.ProtoReflect.Descriptor instead.
 func (*DeviceInfo) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{48}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DeviceInfo) GetId() uint32 {
@@ -4493,7 +4570,7 @@ type ReportShard struct {
 
 func (x *ReportShard) Reset() {
 	*x = ReportShard{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[49]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4505,7 +4582,7 @@ func (x *ReportShard) String() string {
 func (*ReportShard) ProtoMessage() {}
 
 func (x *ReportShard) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[49]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4518,7 +4595,7 @@ func (x *ReportShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportShard.ProtoReflect.Descriptor instead.
 func (*ReportShard) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{49}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ReportShard) GetDevice() uint32 {
@@ -4550,7 +4627,7 @@ type CheckReply struct {
 
 func (x *CheckReply) Reset() {
 	*x = CheckReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[50]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4562,7 +4639,7 @@ func (x *CheckReply) String() string {
 func (*CheckReply) ProtoMessage() {}
 
 func (x *CheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[50]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4575,7 +4652,7 @@ func (x *CheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
 func (*CheckReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{50}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *CheckReply) GetAppliedIndex() uint64 {
@@ -4630,7 +4707,7 @@ type Raft struct {
 
 func (x *Raft) Reset() {
 	*x = Raft{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[51]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4642,7 +4719,7 @@ func (x *Raft) String() string {
 func (*Raft) ProtoMessage() {}
 
 func (x *Raft) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[51]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4655,7 +4732,7 @@ func (x *Raft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Raft.ProtoReflect.Descriptor instead.
 func (*Raft) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{51}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Raft) GetMessages() [][]byte {
@@ -4680,7 +4757,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[52]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4692,7 +4769,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[52]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4705,7 +4782,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{52}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Snapshot) GetIndex() uint64 {
@@ -4754,7 +4831,7 @@ type ShardKey struct {
 
 func (x *ShardKey) Reset() {
 	*x = ShardKey{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[53]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4766,7 +4843,7 @@ func (x *ShardKey) String() string {
 func (*ShardKey) ProtoMessage() {}
 
 func (x *ShardKey) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[53]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4779,7 +4856,7 @@ func (x *ShardKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardKey.ProtoReflect.Descriptor instead.
 func (*ShardKey) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{53}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ShardKey) GetStripeSession() uint64 {
@@ -4817,7 +4894,7 @@ type PutShard struct {
 
 func (x *PutShard) Reset() {
 	*x = PutShard{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[54]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4829,7 +4906,7 @@ func (x *PutShard) String() string {
 func (*PutShard) ProtoMessage() {}
 
 func (x *PutShard) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[54]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4842,7 +4919,7 @@ func (x *PutShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutShard.ProtoReflect.Descriptor instead.
 func (*PutShard) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{54}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *PutShard) GetDevice() uint32 {
@@ -4893,7 +4970,7 @@ type GetShard struct {
 
 func (x *GetShard) Reset() {
 	*x = GetShard{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[55]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4905,7 +4982,7 @@ func (x *GetShard) String() string {
 func (*GetShard) ProtoMessage() {}
 
 func (x *GetShard) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[55]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4918,7 +4995,7 @@ func (x *GetShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShard.ProtoReflect.Descriptor instead.
 func (*GetShard) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{55}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetShard) GetDevice() uint32 {
@@ -4958,7 +5035,7 @@ type GetShardReply struct {
 
 func (x *GetShardReply) Reset() {
 	*x = GetShardReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[56]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4970,7 +5047,7 @@ func (x *GetShardReply) String() string {
 func (*GetShardReply) ProtoMessage() {}
 
 func (x *GetShardReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[56]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4983,7 +5060,7 @@ func (x *GetShardReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShardReply.ProtoReflect.Descriptor instead.
 func (*GetShardReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{56}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetShardReply) GetCrcs() []byte {
@@ -5003,7 +5080,7 @@ type DeleteShards struct {
 
 func (x *DeleteShards) Reset() {
 	*x = DeleteShards{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[57]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5015,7 +5092,7 @@ func (x *DeleteShards) String() string {
 func (*DeleteShards) ProtoMessage() {}
 
 func (x *DeleteShards) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[57]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5028,7 +5105,7 @@ func (x *DeleteShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteShards.ProtoReflect.Descriptor instead.
 func (*DeleteShards) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{57}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *DeleteShards) GetDevice() uint32 {
@@ -5056,7 +5133,7 @@ type ListShards struct {
 
 func (x *ListShards) Reset() {
 	*x = ListShards{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[58]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5068,7 +5145,7 @@ func (x *ListShards) String() string {
 func (*ListShards) ProtoMessage() {}
 
 func (x *ListShards) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[58]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5081,7 +5158,7 @@ func (x *ListShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListShards.ProtoReflect.Descriptor instead.
 func (*ListShards) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{58}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListShards) GetDevice() uint32 {
@@ -5117,7 +5194,7 @@ type ShardInfo struct {
 
 func (x *ShardInfo) Reset() {
 	*x = ShardInfo{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[59]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5129,7 +5206,7 @@ func (x *ShardInfo) String() string {
 func (*ShardInfo) ProtoMessage() {}
 
 func (x *ShardInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[59]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5142,7 +5219,7 @@ func (x *ShardInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardInfo.ProtoReflect.Descriptor instead.
 func (*ShardInfo) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{59}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ShardInfo) GetKey() *ShardKey {
@@ -5183,7 +5260,7 @@ type ListShardsReply struct {
 
 func (x *ListShardsReply) Reset() {
 	*x = ListShardsReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[60]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5195,7 +5272,7 @@ func (x *ListShardsReply) String() string {
 func (*ListShardsReply) ProtoMessage() {}
 
 func (x *ListShardsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[60]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5208,7 +5285,7 @@ func (x *ListShardsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListShardsReply.ProtoReflect.Descriptor instead.
 func (*ListShardsReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{60}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ListShardsReply) GetShards() []*ShardInfo {
@@ -5505,12 +5582,13 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x04cert\x18\x01 \x01(\fR\x04cert\x12\x0e\n" +
 	"\x02ca\x18\x02 \x01(\fR\x02ca\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x03 \x01(\tR\tclusterId\"V\n" +
+	"cluster_id\x18\x03 \x01(\tR\tclusterId\"p\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x14\n" +
 	"\x05state\x18\x03 \x01(\rR\x05state\x12\x14\n" +
-	"\x05voter\x18\x04 \x01(\bR\x05voter\"\xbd\x01\n" +
+	"\x05voter\x18\x04 \x01(\bR\x05voter\x12\x18\n" +
+	"\alearner\x18\x05 \x01(\bR\alearner\"\xbd\x01\n" +
 	"\x06Device\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04uuid\x18\x02 \x01(\fR\x04uuid\x12\x14\n" +
@@ -5555,7 +5633,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\n" +
 	"started_ns\x18\a \x01(\x10R\tstartedNs\x12\x1d\n" +
 	"\n" +
-	"changed_ns\x18\b \x01(\x10R\tchangedNs\"\xf7\x01\n" +
+	"changed_ns\x18\b \x01(\x10R\tchangedNs\"\xa9\x02\n" +
 	"\tHeartbeat\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12'\n" +
 	"\x04node\x18\x02 \x01(\v2\x13.claudefs.wire.NodeR\x04node\x12/\n" +
@@ -5564,7 +5642,13 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"mapVersion\x12)\n" +
 	"\x05fills\x18\x05 \x03(\v2\x13.claudefs.wire.FillR\x05fills\x12\x14\n" +
 	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12\x14\n" +
-	"\x05opens\x18\a \x03(\x06R\x05opens\"I\n" +
+	"\x05opens\x18\a \x03(\x06R\x05opens\x120\n" +
+	"\areplica\x18\b \x01(\v2\x16.claudefs.wire.ReplicaR\areplica\"N\n" +
+	"\aReplica\x12\x12\n" +
+	"\x04next\x18\x01 \x01(\fR\x04next\x12\x10\n" +
+	"\x03had\x18\x02 \x01(\fR\x03had\x12\x1d\n" +
+	"\n" +
+	"last_index\x18\x03 \x01(\x04R\tlastIndex\"I\n" +
 	"\x04Fill\x12\x0e\n" +
 	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x12\n" +
 	"\x04slot\x18\x02 \x01(\rR\x04slot\x12\x1d\n" +
@@ -5722,7 +5806,7 @@ func file_wire_wirepb_wire_proto_rawDescGZIP() []byte {
 	return file_wire_wirepb_wire_proto_rawDescData
 }
 
-var file_wire_wirepb_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_wire_wirepb_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_wire_wirepb_wire_proto_goTypes = []any{
 	(*Hello)(nil),           // 0: claudefs.wire.Hello
 	(*Error)(nil),           // 1: claudefs.wire.Error
@@ -5763,28 +5847,29 @@ var file_wire_wirepb_wire_proto_goTypes = []any{
 	(*Map)(nil),             // 36: claudefs.wire.Map
 	(*Job)(nil),             // 37: claudefs.wire.Job
 	(*Heartbeat)(nil),       // 38: claudefs.wire.Heartbeat
-	(*Fill)(nil),            // 39: claudefs.wire.Fill
-	(*HeartbeatReply)(nil),  // 40: claudefs.wire.HeartbeatReply
-	(*StatusReply)(nil),     // 41: claudefs.wire.StatusReply
-	(*Admin)(nil),           // 42: claudefs.wire.Admin
-	(*AdminReply)(nil),      // 43: claudefs.wire.AdminReply
-	(*TopReply)(nil),        // 44: claudefs.wire.TopReply
-	(*OpStats)(nil),         // 45: claudefs.wire.OpStats
-	(*HotDir)(nil),          // 46: claudefs.wire.HotDir
-	(*InspectReply)(nil),    // 47: claudefs.wire.InspectReply
-	(*DeviceInfo)(nil),      // 48: claudefs.wire.DeviceInfo
-	(*ReportShard)(nil),     // 49: claudefs.wire.ReportShard
-	(*CheckReply)(nil),      // 50: claudefs.wire.CheckReply
-	(*Raft)(nil),            // 51: claudefs.wire.Raft
-	(*Snapshot)(nil),        // 52: claudefs.wire.Snapshot
-	(*ShardKey)(nil),        // 53: claudefs.wire.ShardKey
-	(*PutShard)(nil),        // 54: claudefs.wire.PutShard
-	(*GetShard)(nil),        // 55: claudefs.wire.GetShard
-	(*GetShardReply)(nil),   // 56: claudefs.wire.GetShardReply
-	(*DeleteShards)(nil),    // 57: claudefs.wire.DeleteShards
-	(*ListShards)(nil),      // 58: claudefs.wire.ListShards
-	(*ShardInfo)(nil),       // 59: claudefs.wire.ShardInfo
-	(*ListShardsReply)(nil), // 60: claudefs.wire.ListShardsReply
+	(*Replica)(nil),         // 39: claudefs.wire.Replica
+	(*Fill)(nil),            // 40: claudefs.wire.Fill
+	(*HeartbeatReply)(nil),  // 41: claudefs.wire.HeartbeatReply
+	(*StatusReply)(nil),     // 42: claudefs.wire.StatusReply
+	(*Admin)(nil),           // 43: claudefs.wire.Admin
+	(*AdminReply)(nil),      // 44: claudefs.wire.AdminReply
+	(*TopReply)(nil),        // 45: claudefs.wire.TopReply
+	(*OpStats)(nil),         // 46: claudefs.wire.OpStats
+	(*HotDir)(nil),          // 47: claudefs.wire.HotDir
+	(*InspectReply)(nil),    // 48: claudefs.wire.InspectReply
+	(*DeviceInfo)(nil),      // 49: claudefs.wire.DeviceInfo
+	(*ReportShard)(nil),     // 50: claudefs.wire.ReportShard
+	(*CheckReply)(nil),      // 51: claudefs.wire.CheckReply
+	(*Raft)(nil),            // 52: claudefs.wire.Raft
+	(*Snapshot)(nil),        // 53: claudefs.wire.Snapshot
+	(*ShardKey)(nil),        // 54: claudefs.wire.ShardKey
+	(*PutShard)(nil),        // 55: claudefs.wire.PutShard
+	(*GetShard)(nil),        // 56: claudefs.wire.GetShard
+	(*GetShardReply)(nil),   // 57: claudefs.wire.GetShardReply
+	(*DeleteShards)(nil),    // 58: claudefs.wire.DeleteShards
+	(*ListShards)(nil),      // 59: claudefs.wire.ListShards
+	(*ShardInfo)(nil),       // 60: claudefs.wire.ShardInfo
+	(*ListShardsReply)(nil), // 61: claudefs.wire.ListShardsReply
 }
 var file_wire_wirepb_wire_proto_depIdxs = []int32{
 	3,  // 0: claudefs.wire.Op.attr:type_name -> claudefs.wire.Attr
@@ -5836,27 +5921,28 @@ var file_wire_wirepb_wire_proto_depIdxs = []int32{
 	37, // 46: claudefs.wire.Map.jobs:type_name -> claudefs.wire.Job
 	32, // 47: claudefs.wire.Heartbeat.node:type_name -> claudefs.wire.Node
 	33, // 48: claudefs.wire.Heartbeat.devices:type_name -> claudefs.wire.Device
-	39, // 49: claudefs.wire.Heartbeat.fills:type_name -> claudefs.wire.Fill
-	36, // 50: claudefs.wire.StatusReply.map:type_name -> claudefs.wire.Map
-	16, // 51: claudefs.wire.StatusReply.statfs:type_name -> claudefs.wire.Statfs
-	14, // 52: claudefs.wire.StatusReply.usage:type_name -> claudefs.wire.GroupUsage
-	45, // 53: claudefs.wire.TopReply.ops:type_name -> claudefs.wire.OpStats
-	46, // 54: claudefs.wire.TopReply.dirs:type_name -> claudefs.wire.HotDir
-	45, // 55: claudefs.wire.TopReply.stages:type_name -> claudefs.wire.OpStats
-	48, // 56: claudefs.wire.InspectReply.devices:type_name -> claudefs.wire.DeviceInfo
-	39, // 57: claudefs.wire.InspectReply.fills:type_name -> claudefs.wire.Fill
-	53, // 58: claudefs.wire.ReportShard.key:type_name -> claudefs.wire.ShardKey
-	53, // 59: claudefs.wire.PutShard.key:type_name -> claudefs.wire.ShardKey
-	53, // 60: claudefs.wire.GetShard.key:type_name -> claudefs.wire.ShardKey
-	53, // 61: claudefs.wire.DeleteShards.keys:type_name -> claudefs.wire.ShardKey
-	53, // 62: claudefs.wire.ListShards.after:type_name -> claudefs.wire.ShardKey
-	53, // 63: claudefs.wire.ShardInfo.key:type_name -> claudefs.wire.ShardKey
-	59, // 64: claudefs.wire.ListShardsReply.shards:type_name -> claudefs.wire.ShardInfo
-	65, // [65:65] is the sub-list for method output_type
-	65, // [65:65] is the sub-list for method input_type
-	65, // [65:65] is the sub-list for extension type_name
-	65, // [65:65] is the sub-list for extension extendee
-	0,  // [0:65] is the sub-list for field type_name
+	40, // 49: claudefs.wire.Heartbeat.fills:type_name -> claudefs.wire.Fill
+	39, // 50: claudefs.wire.Heartbeat.replica:type_name -> claudefs.wire.Replica
+	36, // 51: claudefs.wire.StatusReply.map:type_name -> claudefs.wire.Map
+	16, // 52: claudefs.wire.StatusReply.statfs:type_name -> claudefs.wire.Statfs
+	14, // 53: claudefs.wire.StatusReply.usage:type_name -> claudefs.wire.GroupUsage
+	46, // 54: claudefs.wire.TopReply.ops:type_name -> claudefs.wire.OpStats
+	47, // 55: claudefs.wire.TopReply.dirs:type_name -> claudefs.wire.HotDir
+	46, // 56: claudefs.wire.TopReply.stages:type_name -> claudefs.wire.OpStats
+	49, // 57: claudefs.wire.InspectReply.devices:type_name -> claudefs.wire.DeviceInfo
+	40, // 58: claudefs.wire.InspectReply.fills:type_name -> claudefs.wire.Fill
+	54, // 59: claudefs.wire.ReportShard.key:type_name -> claudefs.wire.ShardKey
+	54, // 60: claudefs.wire.PutShard.key:type_name -> claudefs.wire.ShardKey
+	54, // 61: claudefs.wire.GetShard.key:type_name -> claudefs.wire.ShardKey
+	54, // 62: claudefs.wire.DeleteShards.keys:type_name -> claudefs.wire.ShardKey
+	54, // 63: claudefs.wire.ListShards.after:type_name -> claudefs.wire.ShardKey
+	54, // 64: claudefs.wire.ShardInfo.key:type_name -> claudefs.wire.ShardKey
+	60, // 65: claudefs.wire.ListShardsReply.shards:type_name -> claudefs.wire.ShardInfo
+	66, // [66:66] is the sub-list for method output_type
+	66, // [66:66] is the sub-list for method input_type
+	66, // [66:66] is the sub-list for extension type_name
+	66, // [66:66] is the sub-list for extension extendee
+	0,  // [0:66] is the sub-list for field type_name
 }
 
 func init() { file_wire_wirepb_wire_proto_init() }
@@ -5870,7 +5956,7 @@ func file_wire_wirepb_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_wirepb_wire_proto_rawDesc), len(file_wire_wirepb_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   61,
+			NumMessages:   62,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -40,7 +40,7 @@ type flags struct {
 
 // New makes the command; use is its name.
 func New(use string) *cobra.Command {
-	f := &flags{scrub: defaultScrubRate, restripe: defaultRestripeRate, tls: true}
+	f := newFlags()
 	cmd := &cobra.Command{
 		Use:   use,
 		Short: "run one server: its devices' shards, a replica of the namespace, metrics",
@@ -50,20 +50,38 @@ Node N of a cluster is the N-th of --seed-nodes. Blank devices are formatted;
 devices and a data directory that belong to another cluster or node are refused.
 
 A device that was added while the server ran is served after the next start too. One that
-was removed is closed when nothing needs it any more; then it can be left out of --device.`,
+was removed is closed when nothing needs it any more; then it can be left out of --device.
+
+More servers join a cluster with "join". What is left out here is taken from the data directory
+where that has been used before.`,
 		Example: "  " + use + ` --cluster-id lab --node-id 1 --listen 10.0.0.1:9400 --data-dir /var/lib/cfs \
       --device /dev/nvme0n1,/dev/nvme1n1 --seed-nodes 10.0.0.1:9400,10.0.0.2:9400,10.0.0.3:9400`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
 	}
+	f.common(cmd)
 	fl := cmd.Flags()
 	fl.StringVar(&f.cfg.ClusterID, "cluster-id", "", "the cluster's name: 1 to 63 characters of A-Z a-z 0-9 . _ -")
 	fl.Uint16Var(&f.nodeID, "node-id", 0, "this node's number: its place in --seed-nodes, from 1")
+	fl.StringSliceVar(&f.cfg.Seeds, "seed-nodes", nil, "HOST:PORT of every voter, in the order of node ids (default: this node alone)")
+	fl.StringVar(&f.cfg.BootstrapToken, "bootstrap-token", "", "a secret that the seed nodes of a new cluster share, so that node 1 signs certificates for them alone (default: it signs one for each seed node, whoever comes first)")
+	// It fails only for a name that is not a flag.
+	_ = cmd.MarkFlagRequired("data-dir")
+	cmd.AddCommand(newJoin(use))
+	return cmd
+}
+
+func newFlags() *flags {
+	return &flags{scrub: defaultScrubRate, restripe: defaultRestripeRate, tls: true}
+}
+
+// common adds the flags of every server.
+func (f *flags) common(cmd *cobra.Command) {
+	fl := cmd.Flags()
 	fl.StringVar(&f.cfg.Listen, "listen", "", "HOST:PORT to serve on")
 	fl.StringVar(&f.cfg.Advertise, "advertise", "", "HOST:PORT at which others reach this node (default: its place in --seed-nodes)")
 	fl.StringVar(&f.cfg.DataDir, "data-dir", "", "directory for the node's own state")
 	fl.StringSliceVar(&f.cfg.Devices, "device", nil, "device files or block devices, comma separated; may be repeated")
-	fl.StringSliceVar(&f.cfg.Seeds, "seed-nodes", nil, "HOST:PORT of every voter, in the order of node ids (default: this node alone)")
 	fl.Uint8Var(&f.cfg.Site, "site-id", 0, "the site's number")
 	fl.StringVar(&f.cfg.Metrics, "metrics", "", "HOST:PORT to serve /metrics and /healthz on (default: nowhere)")
 	fl.BoolVar(&f.cfg.Force, "force", false, "format devices of another cluster, with other data or with a damaged superblock: what they hold is lost")
@@ -74,11 +92,6 @@ was removed is closed when nothing needs it any more; then it can be left out of
 	f.addSecurity(fl)
 	fl.StringVar(&f.profile, "profile", "", "write a profile to the data directory: "+cli.ProfileHelp)
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
-	for _, name := range []string{"cluster-id", "node-id", "listen", "data-dir", "device"} {
-		// It fails only for a name that is not a flag.
-		_ = cmd.MarkFlagRequired(name)
-	}
-	return cmd
 }
 
 func (f *flags) run(cmd *cobra.Command) error {
