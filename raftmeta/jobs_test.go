@@ -534,8 +534,13 @@ func TestCheckStateEnds(t *testing.T) {
 		t.Errorf("%v %+v", err, r)
 	}
 	// A fault in the state is told, and does not end the node.
-	b := n.state.store.NewBatch()
-	if err := errors.Join(b.Set([]byte("B"), []byte{1}), b.Commit(), b.Close()); err != nil {
+	damaged := make(chan error, 1)
+	n.loop.do(func() error { // a store has one batch at a time, and that is the loop's
+		b := n.state.store.NewBatch()
+		damaged <- errors.Join(b.Set([]byte("B"), []byte{1}), b.Commit(), b.Close())
+		return nil
+	})
+	if err := <-damaged; err != nil {
 		t.Fatal(err)
 	}
 	if r, err := n.checkState(t.Context()); err != nil || r.Faults != 1 || len(r.Examples) != 1 {

@@ -255,6 +255,7 @@ func TestSnapshotOfManyPieces(t *testing.T) {
 	c := newCluster(t, 3, func(cfg *Config) { cfg.CompactEntries = 40; cfg.CompactBytes = 1 << 20 })
 	s := c.session()
 	behind := c.others(c.leader())[0]
+	c.converge() // a replica that has nothing yet would wait for the old leader later
 	c.crash(behind)
 	for i := range 100 {
 		c.mustCreate(s, uint64(2*i+1), fmt.Sprint("f", i))

@@ -77,13 +77,23 @@ func key2(p byte, a, b uint64) []byte {
 	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(k, a), b)
 }
 
-func markKey(name string) []byte { return append([]byte{prefixMark}, name...) }
+// usualKey is what keys with names are given at once: with a constant capacity they lie on
+// the stack of who only asks for them.
+const usualKey = 64
+
+func markKey(name string) []byte {
+	k := make([]byte, 1, usualKey)
+	k[0] = prefixMark
+	return append(k, name...)
+}
 
 func inodeKey(i cfs.Ino) []byte  { return key1(prefixInode, uint64(i)) }
 func targetKey(i cfs.Ino) []byte { return key1(prefixLink, uint64(i)) }
 
 func direntKey(dir cfs.Ino, name string) []byte {
-	return append(key1(prefixDirent, uint64(dir)), name...)
+	k := make([]byte, 1, usualKey)
+	k[0] = prefixDirent
+	return append(binary.BigEndian.AppendUint64(k, uint64(dir)), name...)
 }
 
 func xattrKey(i cfs.Ino, name string) []byte {
@@ -150,6 +160,22 @@ func nodeKey(n cfs.NodeID) []byte {
 func deviceKey(d cfs.DeviceID) []byte {
 	return binary.BigEndian.AppendUint32([]byte{prefixDevice}, uint32(d))
 }
+
+// Folder is the prefix that the keys of all entries of a directory share, if key is that of
+// an entry. It lies in key.
+func Folder(key []byte) (prefix []byte, ok bool) {
+	const n = 1 + 8
+	if len(key) <= n || key[0] != prefixDirent {
+		return nil, false
+	}
+	return key[:n], true
+}
+
+// SetOnce reports that the machine sets a key only while it has no row.
+func SetOnce(key []byte) bool { return len(key) > 0 && key[0] == prefixReply }
+
+// After is the first key that is larger than every key with the prefix; nil for none.
+func After(prefix []byte) []byte { return after(prefix) }
 
 // after is the first key that is larger than every key with the prefix.
 func after(prefix []byte) []byte {

@@ -75,6 +75,9 @@ func (m *memKV) Set(key, val []byte) error {
 	if len(val) == 0 {
 		return fmt.Errorf("empty value for key %q", key)
 	}
+	if _, there := m.tree.Get(pair{key: key}); there && SetOnce(key) {
+		return fmt.Errorf("key %q is set again", key)
+	}
 	m.tree.Set(pair{bytes.Clone(key), bytes.Clone(val)})
 	return nil
 }

@@ -27,9 +27,12 @@ const (
 	reapAtOnce = 64
 )
 
-// Machine applies commands. It holds no state of its own: that is all in the KV.
+// Machine applies commands, for one goroutine. It holds no state of its own: that is all
+// in the KV.
 type Machine struct {
 	DropReplies bool // a fault, for tests of the tests: retries are carried out again
+
+	t tx // of the last command, for its memory
 }
 
 // Bootstrap makes the root directory and the cluster's id in an empty state; it
@@ -69,7 +72,8 @@ func SetApplied(kv KV, index uint64) error {
 // the command went; an error means that the state or the KV is broken and that
 // the replica must stop.
 func (m *Machine) Apply(kv KV, index uint64, stampNS int64, cmd *cfs.Command) (*cfs.Reply, error) {
-	t := &tx{kv: kv, index: index, sess: cmd.Session, cred: cmd.Cred}
+	t := m.begin(kv)
+	t.index, t.sess, t.cred = index, cmd.Session, cmd.Cred
 	t.now = max(stampNS, int64(t.mark(markStamp)))
 	base := func() {
 		t.setMark(markApplied, index)
@@ -87,7 +91,7 @@ func (m *Machine) Apply(kv KV, index uint64, stampNS int64, cmd *cfs.Command) (*
 	reply := &cfs.Reply{Index: index}
 	reply.Kind, reply.Failed = t.run(cmd, reply)
 	if reply.Kind != cfs.KindOK {
-		t.over = overlay{} // nothing of a failed command remains
+		t.over.reset() // nothing of a failed command remains
 		reply.Results = nil
 	}
 	if sess != nil {
@@ -98,6 +102,14 @@ func (m *Machine) Apply(kv KV, index uint64, stampNS int64, cmd *cfs.Command) (*
 	}
 	base()
 	return finish(t, kv, reply)
+}
+
+// begin is a tx in the memory of the one before.
+func (m *Machine) begin(kv KV) *tx {
+	t := &m.t
+	*t = tx{kv: kv, over: t.over, rec: t.rec, key: t.key}
+	t.over.reset()
+	return t
 }
 
 func finish(t *tx, kv KV, r *cfs.Reply) (*cfs.Reply, error) {
@@ -139,7 +151,7 @@ func (s *session) lowWaterAfter(cmd *cfs.Command) uint64 {
 
 // settle records the reply and the session's new marks.
 func (t *tx) settle(cmd *cfs.Command, sess *session, reply *cfs.Reply) {
-	t.set(replyKey(cmd.Session, cmd.Seq), encodeReply(reply))
+	t.set(replyKey(cmd.Session, cmd.Seq), t.encode().reply(reply))
 	low := sess.lowWaterAfter(cmd)
 	floor := max(sess.floor, cmd.Floor)
 	if low == sess.lowWater && floor == sess.floor && cmd.Seq <= sess.highest {
@@ -151,7 +163,7 @@ func (t *tx) settle(cmd *cfs.Command, sess *session, reply *cfs.Reply) {
 	}
 	raised := floor > sess.floor
 	sess.lowWater, sess.floor, sess.highest = low, floor, max(sess.highest, cmd.Seq)
-	t.set(sessionKey(cmd.Session), encodeSession(sess))
+	t.set(sessionKey(cmd.Session), t.encode().session(sess))
 	if raised && !t.freeBelow(cmd.Session, floor) {
 		t.set(endedKey(cmd.Session), []byte{recordVersion})
 	}

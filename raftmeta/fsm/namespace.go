@@ -48,7 +48,7 @@ func (t *tx) entry(dir cfs.Ino, name string) (*inode, cfs.Kind) {
 }
 
 func (t *tx) setEntry(dir cfs.Ino, name string, n *inode) {
-	t.set(direntKey(dir, name), encodeDirent(dirent{n.Ino, n.Mode & cfs.ModeType}))
+	t.set(direntKey(dir, name), t.encode().dirent(dirent{n.Ino, n.Mode & cfs.ModeType}))
 }
 
 func (t *tx) isEmpty(dir cfs.Ino) bool {

@@ -183,7 +183,7 @@ func (t *tx) heal(n *inode) (done bool) {
 			n.cut, n.high = 0, 0
 		}
 	}
-	t.set(inodeKey(n.Ino), encodeInode(n))
+	t.set(inodeKey(n.Ino), t.encode().inode(n))
 	return !more
 }
 

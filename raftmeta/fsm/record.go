@@ -138,9 +138,10 @@ func (d *dec) attr() (a cfs.Attr) {
 // blocks is what Attr.Blocks follows from: 512-byte units of what extent rows cover.
 func (i *inode) blocks() uint64 { return (i.stored + 511) / 512 }
 
-func encodeInode(i *inode) []byte {
+func encodeInode(i *inode) []byte { return newEnc(112).inode(i) }
+
+func (e *enc) inode(i *inode) []byte {
 	i.Blocks = i.blocks()
-	e := newEnc(112)
 	e.attr(&i.Attr)
 	e.u64(uint64(i.parent))
 	e.u64(i.stored)
@@ -175,8 +176,9 @@ type dirent struct {
 	mode uint32 // type bits
 }
 
-func encodeDirent(v dirent) []byte {
-	e := newEnc(12)
+func encodeDirent(v dirent) []byte { return newEnc(12).dirent(v) }
+
+func (e *enc) dirent(v dirent) []byte {
 	e.u64(uint64(v.ino))
 	e.u32(v.mode)
 	return e.b
@@ -280,13 +282,15 @@ type session struct {
 	name     string
 }
 
-func encodeSession(s *session) []byte {
-	e := newEnc(40 + len(s.name))
+func encodeSession(s *session) []byte { return newEnc(40 + len(s.name)).session(s) }
+
+func (e *enc) session(s *session) []byte {
 	e.u64(s.floor)
 	e.u64(s.lowWater)
 	e.u64(s.highest)
 	e.u64(uint64(s.openedNS))
-	e.bytes([]byte(s.name))
+	e.u32(uint32(len(s.name)))
+	e.b = append(e.b, s.name...)
 	return e.b
 }
 
@@ -431,15 +435,16 @@ func decodeFreed(pos uint64, b []byte) (cfs.Freed, bool) {
 	return f, d.ok()
 }
 
-func encodeReply(r *cfs.Reply) []byte {
-	e := newEnc(16 + 300*len(r.Results))
+func encodeReply(r *cfs.Reply) []byte { return newEnc(16 + 300*len(r.Results)).reply(r) }
+
+func (e *enc) reply(r *cfs.Reply) []byte {
 	e.u8(uint8(r.Kind))
 	e.u16(r.Failed)
 	e.u64(r.Index)
 	e.u16(uint16(len(r.Results)))
 	for i := range r.Results {
 		res := &r.Results[i]
-		for _, a := range []*cfs.Attr{&res.Attr, &res.Dir, &res.NewDir} {
+		for _, a := range [...]*cfs.Attr{&res.Attr, &res.Dir, &res.NewDir} {
 			if e.bool(a.Ino != 0); a.Ino != 0 {
 				e.attr(a)
 			}

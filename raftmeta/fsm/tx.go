@@ -1,6 +1,7 @@
 package fsm
 
 import (
+	"bytes"
 	"encoding/binary"
 
 	"github.com/claudefs/claudefs/cfs"
@@ -31,6 +32,8 @@ type tx struct {
 	sess  cfs.SessionID
 	cred  cfs.Cred
 	over  overlay
+	rec   enc    // where records are encoded before over copies them
+	key   []byte // where the keys that kv is asked for are copied, so that callers' stay on their stacks
 	err   error
 	notes *notes // what an operation changes, for the journal; nil: nobody reads it
 
@@ -46,7 +49,7 @@ func (t *tx) fail(err error) {
 }
 
 func (t *tx) corrupt(key []byte) {
-	t.fail(cfs.Errorf("apply", cfs.Corrupt, "state record %q", key))
+	t.fail(cfs.Errorf("apply", cfs.Corrupt, "state record %q", string(key)))
 }
 
 func (t *tx) get(key []byte) ([]byte, bool) {
@@ -56,12 +59,19 @@ func (t *tx) get(key []byte) ([]byte, bool) {
 	if v, ok := t.over.get(key); ok {
 		return v, v != nil
 	}
-	v, ok, err := t.kv.Get(key)
+	t.key = append(t.key[:0], key...)
+	v, ok, err := t.kv.Get(t.key)
 	if err != nil {
 		t.fail(err)
 		return nil, false
 	}
 	return v, ok
+}
+
+// encode begins a record that is valid until the next one.
+func (t *tx) encode() *enc {
+	t.rec.b = append(t.rec.b[:0], recordVersion)
+	return &t.rec
 }
 
 func (t *tx) set(key, val []byte) {
@@ -80,10 +90,10 @@ func (t *tx) scan(lo, hi []byte, fn func(k, v []byte) bool) {
 	mine := t.over.between(lo, hi)
 	stopped := false
 	emitBelow := func(k []byte) bool { // nil: all that is left
-		for len(mine) > 0 && (k == nil || mine[0] < string(k)) {
-			m := mine[0]
+		for len(mine) > 0 && (k == nil || bytes.Compare(t.over.rows[mine[0]].key, k) < 0) {
+			m := &t.over.rows[mine[0]]
 			mine = mine[1:]
-			if v := t.over.vals[m]; v != nil && !fn([]byte(m), v) {
+			if m.val != nil && !fn(m.key, m.val) {
 				return false
 			}
 		}
@@ -94,9 +104,9 @@ func (t *tx) scan(lo, hi []byte, fn func(k, v []byte) bool) {
 			stopped = true
 			return false, nil
 		}
-		if len(mine) > 0 && mine[0] == string(k) {
-			mine = mine[1:]
-			if v = t.over.vals[string(k)]; v == nil {
+		if len(mine) > 0 && bytes.Equal(t.over.rows[mine[0]].key, k) {
+			v = t.over.rows[mine[0]].val
+			if mine = mine[1:]; v == nil {
 				return true, nil
 			}
 		}
@@ -139,7 +149,9 @@ func (t *tx) mark(name string) uint64 {
 }
 
 func (t *tx) setMark(name string, v uint64) {
-	t.set(markKey(name), binary.LittleEndian.AppendUint64(nil, v))
+	var b [8]byte
+	binary.LittleEndian.PutUint64(b[:], v)
+	t.set(markKey(name), b[:])
 }
 
 // addMark changes a counter by delta, which may be the two's complement of a decrease.
@@ -168,7 +180,7 @@ func (t *tx) inode(i cfs.Ino) (*inode, bool) { return load(t, inodeKey(i), decod
 // putInode stores a changed inode; Gen tells caches that it has changed.
 func (t *tx) putInode(n *inode) {
 	n.Gen = t.index
-	t.set(inodeKey(n.Ino), encodeInode(n))
+	t.set(inodeKey(n.Ino), t.encode().inode(n))
 }
 
 // touch stores a changed inode with a new change time.

@@ -19,7 +19,7 @@ type Store interface {
 
 // Batch is a set of writes that take effect together at Commit. It reads the
 // store with its own writes over it. It is for one goroutine, and a store has
-// one batch at a time.
+// one batch at a time: who begins one knows that the last is closed.
 type Batch interface {
 	fsm.KV
 	// Commit applies the writes, visible to views from now on. They are durable

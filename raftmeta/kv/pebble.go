@@ -13,20 +13,26 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/invariants"
+	"github.com/claudefs/claudefs/raftmeta/fsm"
 )
 
 // Bounds of a Pebble store.
 const (
 	// DefaultCacheBytes bounds the block cache.
 	DefaultCacheBytes = 64 << 20
-	// memtableBytes is what gathers in memory before it is flushed; two may exist.
-	// Small enough to stay in the processor's caches: every new name is looked for
-	// in vain there, and in 32 MiB that was a third of applying a create.
-	memtableBytes = 8 << 20
+	// memtableBytes is what gathers in memory before it is flushed; two may exist. It is about
+	// what the entries of a Raft log write before the log is truncated, which flushes it anyway.
+	memtableBytes = 16 << 20
 	maxOpenFiles  = 512
 	// recentBytes bounds the keys that batches keep at hand, recentOverhead is what each costs besides its bytes.
-	recentBytes    = 8 << 20
-	recentOverhead = 64
+	// A file costs 800 bytes: half of them are the last 10,000 that were made.
+	recentBytes    = 16 << 20
+	recentOverhead = 160
+	// keepOwn bounds the list of what a batch has written that is kept for the next one.
+	keepOwn = 16 << 10
+	// recentPiece is the size of the pieces that the memory for them is taken in.
+	recentPiece = 16 << 10
 	// pendingBytes bounds what of it Pebble has not got yet, but for the last batch.
 	pendingBytes = 128 << 10
 	bloomBits    = 10
@@ -42,8 +48,10 @@ type pebbleStore struct {
 	db  *pebble.DB
 	dir string
 
-	mu     sync.Mutex
 	recent recent
+	names  names
+	own    []*cell    // memory for the next batch
+	mu     sync.Mutex // what is pending
 }
 
 // OpenPebble opens the store in dir, or makes an empty one there. What is
@@ -77,7 +85,7 @@ func OpenPebble(dir string, opt Options) (Store, error) {
 	if err != nil {
 		return nil, wrap("open state", dir, err)
 	}
-	return &pebbleStore{db: db, dir: dir}, nil
+	return &pebbleStore{db: db, dir: dir, recent: newRecent(), names: newNames()}, nil
 }
 
 // wrap gives an error of Pebble its kind.
@@ -93,7 +101,9 @@ func wrap(op, dir string, err error) error {
 }
 
 func (s *pebbleStore) NewBatch() Batch {
-	return &pebbleBatch{s: s, own: map[string][]byte{}, getter: getter{dir: s.dir}}
+	own := s.own
+	s.own = nil
+	return &pebbleBatch{s: s, own: own, getter: getter{dir: s.dir}}
 }
 
 func (s *pebbleStore) View() View {
@@ -197,26 +207,35 @@ func (v *pebbleView) Scan(lo, hi []byte, fn func(k, v []byte) (bool, error)) err
 
 func (v *pebbleView) Close() error { return v.s.Close() }
 
-// pebbleBatch gathers its writes in a map. A scan needs an indexed batch of Pebble, which
-// is made then.
+// pebbleBatch writes to the cells of recent, which show it to nobody else before Commit. A
+// scan needs an indexed batch of Pebble, which is made then.
 type pebbleBatch struct {
 	s     *pebbleStore
-	own   map[string][]byte // nil value: deleted
-	index *pebble.Batch     // all of own, once there was a scan
+	own   []*cell       // what it has written
+	index *pebble.Batch // all of own, once there was a scan
 	getter
 }
 
 func (b *pebbleBatch) Get(key []byte) ([]byte, bool, error) {
-	if v, ok := b.own[string(key)]; ok {
+	if c := b.s.recent.find(key); c != nil {
+		v := c.now()
 		return v, v != nil, nil
 	}
-	if v, ok := b.s.lately(key); ok {
-		return v, v != nil, nil
+	if b.s.names.lacks(key) {
+		b.s.checkLacks(key)
+		b.s.recent.met(b.s.recent.add(key), nil, false)
+		return nil, false, nil
 	}
 	val, closer, err := b.s.db.Get(key)
 	v, ok, err := b.take(val, closer, err)
-	if err == nil {
-		b.s.met(string(key), clone(v, ok))
+	if err != nil {
+		return nil, false, err
+	}
+	b.s.recent.met(b.s.recent.add(key), v, ok)
+	if !ok {
+		if folder, rows := b.s.names.missed(key); rows > 0 {
+			err = b.read(folder, rows)
+		}
 	}
 	return v, ok, err
 }
@@ -227,8 +246,8 @@ func (b *pebbleBatch) Scan(lo, hi []byte, fn func(k, v []byte) (bool, error)) er
 			return err
 		}
 		b.index = b.s.db.NewIndexedBatch()
-		for k, v := range b.own {
-			if err := write(b.index, []byte(k), v); err != nil {
+		for _, c := range b.own {
+			if err := write(b.index, c.key, c.next); err != nil {
 				return wrap("write state", b.dir, err)
 			}
 		}
@@ -236,45 +255,85 @@ func (b *pebbleBatch) Scan(lo, hi []byte, fn func(k, v []byte) (bool, error)) er
 	return b.scan(b.index, lo, hi, fn)
 }
 
-func (b *pebbleBatch) put(key, val []byte) error {
-	b.own[string(key)] = val
+// put writes a value that is the cell's from now on, nil for a deletion.
+func (b *pebbleBatch) put(c *cell, val []byte) error {
+	if !c.written {
+		c.written = true
+		b.own = append(b.own, c)
+	}
+	c.next = val
 	if b.index == nil {
 		return nil
 	}
-	return wrap("write state", b.dir, write(b.index, key, val))
+	return wrap("write state", b.dir, write(b.index, c.key, val))
 }
 
-func (b *pebbleBatch) Set(key, val []byte) error { return b.put(key, clone(val, true)) }
+func (b *pebbleBatch) Set(key, val []byte) error {
+	c := b.s.recent.find(key)
+	if c == nil {
+		c = b.s.recent.add(key)
+		c.absent = fsm.SetOnce(key)
+	}
+	b.s.names.wrote(key)
+	return b.put(c, c.room(val))
+}
 
-func (b *pebbleBatch) Delete(key []byte) error { return b.put(key, nil) }
+func (b *pebbleBatch) Delete(key []byte) error {
+	c := b.s.recent.find(key)
+	if c == nil {
+		c = b.s.recent.add(key)
+	}
+	return b.put(c, nil)
+}
 
 func (b *pebbleBatch) Commit() error {
 	b.s.mu.Lock()
 	defer b.s.mu.Unlock()
 	r := &b.s.recent
-	for k, v := range b.own {
-		r.put(k, v, true)
+	for _, c := range b.own {
+		r.commit(c)
 	}
-	clear(b.own)
-	if r.pendingBytes < pendingBytes && r.bytes <= recentBytes {
+	b.emptyOwn()
+	if r.pendingBytes < pendingBytes && r.bytes <= recentBytes/2 {
 		return nil
 	}
-	return b.s.settle()
+	if err := b.s.settle(); err != nil {
+		return err
+	}
+	r.age()
+	return nil
+}
+
+// checkLacks checks that Pebble has nothing under a key.
+func (s *pebbleStore) checkLacks(key []byte) {
+	if invariants.Enabled {
+		_, closer, err := s.db.Get(key)
+		invariants.Check(err != nil, "the store has key %q", key)
+		if err == nil {
+			closer.Close()
+		}
+	}
+}
+
+// emptyOwn keeps the memory, not the cells.
+func (b *pebbleBatch) emptyOwn() {
+	clear(b.own)
+	b.own = b.own[:0]
 }
 
 func (b *pebbleBatch) Close() error {
+	for _, c := range b.own {
+		b.s.recent.undo(c)
+	}
+	b.emptyOwn()
+	if cap(b.own) <= keepOwn {
+		b.s.own = b.own
+	}
+	b.own = nil
 	if b.index == nil {
 		return nil
 	}
 	return wrap("close batch", b.dir, b.index.Close())
-}
-
-// clone is a copy of a value that is not nil, or nil for none.
-func clone(v []byte, ok bool) []byte {
-	if !ok {
-		return nil
-	}
-	return append(make([]byte, 0, len(v)), v...)
 }
 
 // events are what Pebble tells of. Damage found by a read is the reader's error:
