@@ -152,7 +152,7 @@ type Map struct {
 	Groups    []PG
 	Jobs      []Job
 	TLSOff    bool     // the cluster was made without certificates
-	Revoked   []string // serial numbers of certificates that are refused, in hex
+	Revoked   []string // ids of keys that are refused, whatever certificates they have
 	CA        string   // fingerprint of the authority that signs certificates; empty until it is recorded, and without certificates
 }
 

@@ -42,11 +42,36 @@ type Token struct {
 	ExpiresNS int64
 }
 
-// Principal is who is behind a connection, as its certificate says. Node is 0 but for
-// servers; Serial is the certificate's number in hex, "" without one.
+// Enrolled is a key that a certificate was signed for, when its token was used.
+type Enrolled struct {
+	Key  string // its id
+	Role Role
+	Node NodeID // 0 but for servers
+	Name string // of the machine, as it called itself
+	AtNS int64
+}
+
+// KeyDigits is the length of a key's id: the first 16 bytes of the SHA-256 of the public key
+// (SubjectPublicKeyInfo, DER) in lower-case hex.
+const KeyDigits = 32
+
+// ValidKey reports that s can be a key's id.
+func ValidKey(s string) bool {
+	for _, c := range []byte(s) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return len(s) == KeyDigits
+}
+
+// Principal is who is behind a connection, as its certificate says. Node is 0 but for servers.
+// The certificate changes with each renewal, and its number with it; the key stays, and so it is what is
+// revoked. Serial (in hex) and Key, which is its id, are "" without a certificate.
 type Principal struct {
 	ClusterID string
 	Role      Role
 	Node      NodeID
 	Serial    string
+	Key       string
 }

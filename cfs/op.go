@@ -70,13 +70,16 @@ const (
 	OpDropConsumer
 	// OpRemoveNode forgets a node {Node: ID} that has no device left and is no voter.
 	OpRemoveNode
-	// OpSetCA records the authority that signs the cluster's certificates, once {CA}.
+	// OpSetCA records the authority that signs the cluster's certificates, once {CA}; and, again with the same, for whom it
+	// has signed before {CA, Enrolled: Key, Role, Node, Name}.
 	OpSetCA
 	// OpAddToken records a token for enrolment {Token}.
 	OpAddToken
-	// OpUseToken takes a token away {Token: ID, Hash}; one that is unknown, spent or has expired is Denied.
+	// OpUseToken takes a token away {Token: ID, Hash; Enrolled: Key, Node, Name}; one that is unknown, spent or has
+	// expired is Denied. For whom it was is recorded, and a server's number is its own from then on. Without a Hash
+	// nobody enrols.
 	OpUseToken
-	// OpRevoke refuses a certificate from now on {Name: its serial number in hex, Flags: 0}.
+	// OpRevoke refuses a key from now on {Name: its id}.
 	OpRevoke
 	// OpSetReplica records which data a member has its replica by {Node: ID, Value: its name of 16 bytes, then names
 	// that it had before}. Where the recorded name is none of them it is Conflict; of no member it is NotFound.
@@ -156,6 +159,7 @@ type Op struct {
 	Index      uint64
 	CA         CA
 	Token      Token
+	Enrolled   Enrolled
 }
 
 // Cred is on whose behalf a command acts. With Enforce the namespace checks
@@ -260,6 +264,8 @@ const (
 	QuerySessions
 	// QueryTokens lists the tokens that have not been used, without their hashes: Tokens.
 	QueryTokens
+	// QueryEnrolled lists the keys that were enrolled after {Name: key id, Limit}: Enrolled, in the order of their ids.
+	QueryEnrolled
 
 	queryKindEnd
 )
@@ -370,4 +376,5 @@ type Answer struct {
 	Consumers []Consumer
 	Sessions  []SessionInfo
 	Tokens    []Token
+	Enrolled  []Enrolled
 }

@@ -23,7 +23,7 @@ var queryNames = [queryKindEnd]string{
 	QueryLookup: "lookup", QueryGetAttr: "getattr", QueryReadDir: "readdir", QueryReadlink: "readlink", QueryGetXattr: "getxattr",
 	QueryListXattr: "listxattr", QueryExtents: "extents", QueryStatfs: "statfs", QueryMap: "map", QueryFeed: "feed", QueryStripes: "stripes",
 	QueryFates: "fates", QueryWindows: "windows", QueryUsage: "usage", QueryLock: "getlock", QueryJournal: "journal",
-	QueryConsumers: "consumers", QuerySessions: "sessions", QueryTokens: "tokens",
+	QueryConsumers: "consumers", QuerySessions: "sessions", QueryTokens: "tokens", QueryEnrolled: "enrolled",
 }
 
 // String is the query's name, "unknown" for none of this version.

@@ -63,6 +63,7 @@ type Client struct {
 	leader   atomic.Pointer[string]
 	session  atomic.Pointer[session]
 	layout   layoutHolder
+	revoked  atomic.Pointer[map[string]bool] // ids of keys, as the newest map says; nil for none
 	cache    *cache
 	stats    Stats
 	flights  flights
@@ -138,15 +139,15 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	dial := wire.DialConfig{Hello: wire.Identity{ClusterID: cfg.ClusterID, Name: cfg.Name}, Metrics: cfg.WireMetrics, TLS: cfg.TLS}
 	c := &Client{
 		cfg: cfg, log: cfg.Logger,
-		meta: wire.NewPool(dial, 1), data: wire.NewPool(dial, dataConns),
 		cache: newCache(), memory: newMemory(cfg.MemoryBytes), leases: newLeases(cfg.Boot), crowded: make(chan struct{}, 1),
 		commands: make(chan struct{}, maxCommands), puts: make(chan struct{}, maxPuts),
 		mapping: newTurn(), opening: newTurn(), locks: newLockTable(),
 		hedging: newHedging(), patience: maxUnreadable, forSpace: spaceWait, reports: newReports(),
 	}
+	dial := wire.DialConfig{Hello: wire.Identity{ClusterID: cfg.ClusterID, Name: cfg.Name}, Metrics: cfg.WireMetrics, TLS: c.wary(cfg.TLS)}
+	c.meta, c.data = wire.NewPool(dial, 1), wire.NewPool(dial, dataConns)
 	c.leader.Store(&cfg.Servers[0])
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	err := c.openSession(ctx)

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -181,8 +182,9 @@ func (c *Client) ask(ctx context.Context, q *cfs.Query) (*cfs.Answer, error) {
 
 // toLeader sends a request to the leader, wherever it is, until one answers.
 // It gives up when ctx or the client ends, after Config.OpTimeout, and on errors
-// that another attempt cannot mend. unsure says that an attempt whose outcome is
-// unknown came before.
+// that another attempt cannot mend. One server's Denied is not everybody's: its clock may be wrong, or
+// its certificate old; it counts when every known server has said so, one after the other. unsure says that
+// an attempt whose outcome is unknown came before.
 func (c *Client) toLeader(ctx context.Context, op wire.Op, req, resp proto.Message) (unsure bool, err error) {
 	if c.cfg.OpTimeout > 0 {
 		var cancel context.CancelFunc
@@ -192,6 +194,7 @@ func (c *Client) toLeader(ctx context.Context, op wire.Op, req, resp proto.Messa
 	start := time.Now()
 	followed := false
 	backoff := minBackoff
+	refused := refusals{}
 	for {
 		addr := *c.leader.Load()
 		err := c.attempt(ctx, metaAttempt, op, req, resp)
@@ -201,10 +204,15 @@ func (c *Client) toLeader(ctx context.Context, op wire.Op, req, resp proto.Messa
 			}
 			return unsure, nil
 		}
-		if !again(err) {
+		switch denied := cfs.KindOf(err) == cfs.Denied; {
+		case denied && refused.note(addr) && !refused.all(c.servers()):
+			continue // at once: another server may have nothing against this client
+		case denied && refused.all(c.servers()) || !denied && !again(err):
 			return unsure, err
+		case !denied:
+			clear(refused)
+			unsure = true // one that has just ceased to lead may have passed it on
 		}
-		unsure = true // one that has just ceased to lead may have passed it on
 		// At once where another leader is named, but not twice: two that name each other lead nowhere.
 		if followed = cfs.KindOf(err) == cfs.NotLeader && named(addr, err) != nil && !followed; followed {
 			continue
@@ -221,6 +229,21 @@ func (c *Client) toLeader(ctx context.Context, op wire.Op, req, resp proto.Messa
 		}
 		backoff = min(2*backoff, maxBackoff)
 	}
+}
+
+// refusals are the servers that have refused in a row.
+type refusals map[string]bool
+
+// note adds one, and reports that it is new.
+func (r refusals) note(addr string) bool {
+	known := r[addr]
+	r[addr] = true
+	return !known
+}
+
+// all reports that every one of some servers has refused.
+func (r refusals) all(addrs []string) bool {
+	return !slices.ContainsFunc(addrs, func(a string) bool { return !r[a] })
 }
 
 // again reports an error that another attempt may mend.
@@ -240,7 +263,7 @@ func (c *Client) attempt(ctx context.Context, within time.Duration, op wire.Op, 
 	addr := *c.leader.Load()
 	_, err := c.meta.Call(ctx, addr, op, req, nil, resp, nil)
 	switch {
-	case err == nil || !again(err):
+	case err == nil || !again(err) && cfs.KindOf(err) != cfs.Denied:
 	case cfs.KindOf(err) == cfs.NotLeader:
 		c.follow(addr, err)
 	default:
@@ -287,23 +310,25 @@ func (c *Client) rotate(addr string) {
 	if *c.leader.Load() != addr {
 		return // somebody has moved already
 	}
-	all := append([]string(nil), c.cfg.Servers...)
-	for _, a := range c.layout.get().addrs {
-		known := false
-		for _, b := range all {
-			known = known || a == b
-		}
-		if !known {
-			all = append(all, a)
-		}
-	}
-	next := all[0]
-	for i, a := range all {
+	known := c.servers()
+	next := known[0]
+	for i, a := range known {
 		if a == addr {
-			next = all[(i+1)%len(all)]
+			next = known[(i+1)%len(known)]
 		}
 	}
 	c.leader.Store(&next)
+}
+
+// servers are those that are known: as configured, then the map's.
+func (c *Client) servers() []string {
+	known := slices.Clone(c.cfg.Servers)
+	for _, a := range c.layout.get().addrs {
+		if !slices.Contains(known, a) {
+			known = append(known, a)
+		}
+	}
+	return known
 }
 
 func ctxKind(ctx context.Context) cfs.Kind {

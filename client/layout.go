@@ -34,7 +34,9 @@ func newLayout(m *cfs.Map) *layout {
 	for i := range l.Nodes {
 		n := &l.Nodes[i]
 		nodes[n.ID] = n
-		l.addrs = append(l.addrs, n.Addr)
+		if n.Addr != "" { // else it has enrolled, and was never heard of
+			l.addrs = append(l.addrs, n.Addr)
+		}
 	}
 	for _, d := range l.Devices {
 		if n := nodes[d.ID.Node()]; n != nil {
@@ -84,6 +86,7 @@ func (c *Client) refreshMap(ctx context.Context) error {
 		return cfs.Errorf("map", cfs.BadRequest, "answer without a map")
 	}
 	if a.Map.Version >= c.layout.get().Version {
+		c.revoke(c.layout.get().Revoked, a.Map.Revoked)
 		l := newLayout(a.Map)
 		c.layout.p.Store(l)
 		c.flights.passed(l)

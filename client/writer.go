@@ -245,7 +245,7 @@ func shardKey(id cfs.StripeID, shard int) *wirepb.ShardKey {
 // suspect passes a device over for a while after a failure that is its own.
 func (c *Client) suspect(d cfs.DeviceID, err error) {
 	switch cfs.KindOf(err) {
-	case cfs.Unavailable, cfs.Timeout, cfs.IO, cfs.Closed:
+	case cfs.Unavailable, cfs.Timeout, cfs.IO, cfs.Closed, cfs.Denied:
 		c.suspects.add(d)
 	case cfs.NoSpace:
 		c.full.add(d)

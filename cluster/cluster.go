@@ -161,6 +161,9 @@ func (c *Cluster) firstStart(ctx context.Context) error {
 		if err := c.chooseAddrs(); err != nil {
 			return err
 		}
+		if err := c.giveAuthority(); err != nil {
+			return err
+		}
 		err := c.StartAll(ctx)
 		if err == nil || try == maxPortClashes || !strings.Contains(err.Error(), "in use") {
 			return err

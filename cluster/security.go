@@ -35,6 +35,28 @@ func (c *Cluster) askAddr(n *node) string {
 	return n.Advertise
 }
 
+// giveAuthority gives node 1 the authority that the cluster is to have.
+func (c *Cluster) giveAuthority() error {
+	if c.spec.Authority == "" {
+		return nil
+	}
+	dir := filepath.Join(c.dataDir(1), "identity")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return cfs.E("make "+dir, cfs.KindOf(err), err)
+	}
+	for _, name := range []string{"ca.pem", "ca-key.pem"} {
+		from := filepath.Join(c.spec.Authority, name)
+		raw, err := os.ReadFile(from)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, name), raw, 0o600)
+		}
+		if err != nil {
+			return cfs.E("copy "+from, cfs.KindOf(err), err)
+		}
+	}
+	return nil
+}
+
 // Token makes a token by one of the nodes that run.
 func (c *Cluster) Token(ctx context.Context, role cfs.Role, ttl time.Duration) (string, error) {
 	const op = "make a token"
@@ -66,9 +88,10 @@ func (c *Cluster) tokenFrom(ctx context.Context, n *node, role cfs.Role, ttl tim
 }
 
 // identityArgs are what a mount needs to be let in: a certificate of its own, and the first time a token for it.
+// Without certificates it says so: the machine may keep some of other clusters.
 func (m *Mount) identityArgs(ctx context.Context) ([]string, error) {
 	if !m.c.st.TLS {
-		return nil, nil
+		return []string{"--tls", "off"}, nil
 	}
 	dir := m.identityDir()
 	args := []string{"--identity-dir", dir}

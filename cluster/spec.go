@@ -60,6 +60,8 @@ type Spec struct {
 	Faults bool
 	// TLS makes it a cluster with certificates; without, its servers are given --tls off.
 	TLS bool
+	// Authority is a directory with the ca.pem and ca-key.pem that node 1 begins with; where empty it makes its own.
+	Authority string
 	// Detach lets the processes live on when this one ends.
 	Detach bool
 	// ServerArgs and MountArgs are appended to the command lines.

@@ -41,6 +41,23 @@ var permissions = map[wire.Op]roles{
 	wire.OpTop:          admins | servers,
 }
 
+// ofStrangers is what a server may still ask for whose number this one does not know: it may have been removed, or have
+// joined a moment ago. What it is to the cluster the leader says, to its heartbeat and to its wish for a certificate.
+var ofStrangers = map[wire.Op]bool{wire.OpHello: true, wire.OpPing: true, wire.OpEnrol: true, wire.OpStatus: true, wire.OpHeartbeat: true}
+
+// allow is permissions, with what is known of the peer itself besides: a key that was revoked is refused here for
+// every request, however its connection came to be. A server's certificate counts as long as its number is in
+// the map; one that has not caught up yet is why the refusal is not for good.
+func (s *security) allow(p *wire.Peer, op wire.Op) error {
+	if err := s.checkRevoked(p.Key); err != nil {
+		return err
+	}
+	if p.Role == cfs.RoleStorage && !ofStrangers[op] && !s.n.raft.knows(p.Certified) {
+		return cfs.Errorf(op.String(), cfs.Unavailable, "node %d is not in this server's map: it was removed, or has just joined", p.Certified)
+	}
+	return allow(p, op)
+}
+
 // allow is the one place where a peer's role is held against what it asks for. An operation of
 // a newer version is for the service to refuse.
 func allow(p *wire.Peer, op wire.Op) error {

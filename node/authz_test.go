@@ -50,3 +50,35 @@ func TestAllow(t *testing.T) {
 		}
 	}
 }
+
+// TestAllowWhom: whatever its role allows, a key that was revoked gets nothing, and a server whose number is not in the map only
+// what tells it so.
+func TestAllowWhom(t *testing.T) {
+	n := &Node{raft: &replica{changed: make(chan struct{})}}
+	s := &security{n: n}
+	s.revoked.Store(&map[string]bool{"bad": true})
+	n.raft.follow(&cfs.Map{})
+	server := func(id cfs.NodeID) *wire.Peer { return &wire.Peer{Role: cfs.RoleStorage, Certified: id, Key: "good"} }
+	want := func(what string, p *wire.Peer, op wire.Op, kind cfs.Kind) {
+		t.Helper()
+		if err := s.allow(p, op); cfs.KindOf(err) != kind {
+			t.Errorf("%s, %s: %v, want %v", what, op, err, kind)
+		}
+	}
+	want("before anything is known", server(4), wire.OpGetShard, cfs.KindOK)
+	n.raft.follow(&cfs.Map{CA: "ca", Nodes: []cfs.Node{{ID: 3, State: cfs.StateDown}}})
+	want("a server of the map", server(3), wire.OpGetShard, cfs.KindOK)
+	for op := range permissions {
+		kind := cfs.Unavailable
+		switch op {
+		case wire.OpHello, wire.OpPing, wire.OpEnrol, wire.OpStatus, wire.OpHeartbeat:
+			kind = cfs.KindOK
+		}
+		want("another server", server(4), op, kind)
+		for role := cfs.RoleStorage; role <= cfs.RoleAdmin; role++ {
+			want("a revoked "+role.String(), &wire.Peer{Role: role, Certified: 3, Key: "bad"}, op, cfs.Denied)
+		}
+	}
+	want("a server of a newer version", server(4), 200, cfs.Unavailable)
+	want("root on this machine", &wire.Peer{Role: cfs.RoleAdmin}, wire.OpAdmin, cfs.KindOK)
+}

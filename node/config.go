@@ -61,9 +61,9 @@ type Config struct {
 	// TLS makes the node's connections encrypted, and certificates say who is who. It is a choice
 	// of the whole cluster, for good.
 	TLS bool
-	// BootstrapToken is what the seed nodes of a new cluster are to know; empty: nothing.
+	// BootstrapToken is a secret that the seed nodes of a new cluster share; empty: none.
 	BootstrapToken string
-	// Token is what a node that joins gets its certificate for, where it has none.
+	// Token is what the node gets its certificate for, where it has none that is of use.
 	Token string
 	// CertLifetime is how long certificates are valid that this node signs; 0 for the default.
 	CertLifetime time.Duration
@@ -78,9 +78,10 @@ type Config struct {
 	Logger    *slog.Logger // nil discards
 }
 
-// CheckClusterID refuses what cannot be a cluster's id: 1 to 63 characters of [A-Za-z0-9._-].
+// CheckClusterID refuses what cannot be a cluster's id: 1 to 63 characters of [A-Za-z0-9._-]. It may
+// become part of a path, so "." and ".." are none either.
 func CheckClusterID(id string) error {
-	if id == "" || len(id) > maxClusterID {
+	if id == "" || id == "." || id == ".." || len(id) > maxClusterID {
 		return cfs.Errorf("cluster id", cfs.Usage, "%q: want 1 to %d characters of A-Z a-z 0-9 . _ -", id, maxClusterID)
 	}
 	for _, c := range []byte(id) {
@@ -147,6 +148,9 @@ func (c *Config) check() error {
 	}
 	if c.BootstrapToken != "" && !c.TLS {
 		return cfs.Errorf("bootstrap token", cfs.Usage, "a cluster without certificates has none")
+	}
+	if c.Token != "" && !c.TLS {
+		return cfs.Errorf("token", cfs.Usage, "a cluster without certificates has none")
 	}
 	if c.OutAfter < 0 {
 		return cfs.Errorf("time until out", cfs.Usage, "%s, want 0 or more", c.OutAfter)

@@ -28,7 +28,7 @@ type state struct {
 	ClusterID string        `json:"cluster_id"`
 	NodeID    cfs.NodeID    `json:"node_id"`
 	Site      uint8         `json:"site_id"`
-	TLS       string        `json:"tls,omitempty"` // "on" or "off", as the cluster was made
+	TLS       string        `json:"tls,omitempty"` // "on" or "off", as the cluster was made, or "undecided"
 	NextSlot  uint32        `json:"next_slot"`     // slots below it have been given out
 	Devices   []deviceEntry `json:"devices"`
 	// Joined says that the node is no founder of its cluster, or no longer a voter of it. Servers are

@@ -22,7 +22,8 @@
 //
 // Who is who: a node has a certificate (pki), which it makes, or gets from node 1, when the cluster begins, and renews
 // by itself (security.go, whose head says how a cluster begins). What a peer may ask for by its role is
-// one table (authz.go).
+// one table (authz.go); for each request it is asked besides whether the peer's key was revoked, and
+// of a server whether its number is in the map.
 //
 // # A part in the log
 //

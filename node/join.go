@@ -13,7 +13,6 @@ import (
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/client"
-	"github.com/claudefs/claudefs/pki"
 	"github.com/claudefs/claudefs/wire"
 	"github.com/claudefs/claudefs/wire/wirepb"
 )
@@ -87,10 +86,18 @@ func (c *Config) prepare(ctx context.Context) error {
 	if c.NodeID == 0 {
 		return cfs.Errorf("node id", cfs.Usage, "want a number from 1 to 65535")
 	}
-	security, err := c.identify(ctx)
+	security, enrolled, err := c.identify(ctx)
 	if err != nil {
 		return err
 	}
+	if err = c.joinAny(ctx, security); enrolled {
+		err = c.spent(err)
+	}
+	return err
+}
+
+// joinAny asks the servers in turn until one lets this one join, or says that it may not.
+func (c *Config) joinAny(ctx context.Context, security *wire.TLS) (err error) {
 	for _, a := range c.Join {
 		if err = c.joinBy(ctx, a, security); err == nil || cfs.KindOf(err) == cfs.Exists || cfs.KindOf(err) == cfs.WrongCluster {
 			return err
@@ -100,36 +107,23 @@ func (c *Config) prepare(ctx context.Context) error {
 }
 
 // identify gets a server that joins its certificate, for the token, and keeps it in the data directory. One
-// that is there is kept until it has expired.
-func (c *Config) identify(ctx context.Context) (*wire.TLS, error) {
+// that is there and of use is kept. enrolled says that the token was used.
+func (c *Config) identify(ctx context.Context) (_ *wire.TLS, enrolled bool, err error) {
 	if !c.TLS {
-		return nil, nil
+		return nil, false, nil
 	}
-	now := func() time.Time { return time.Now().Add(c.ClockOffset) }
-	dir := filepath.Join(c.DataDir, IdentityDir)
-	if c.Token == "" && !pki.Exists(dir) {
-		return nil, cfs.Errorf("join", cfs.Denied, "this server has no certificate: give --token, which \"cfs admin token create --role storage\" prints")
-	}
-	store, err := pki.OpenStore(dir)
+	store, err := c.openIdentity()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	if id := store.Identity(); id == nil || id.Expired(now()) && c.Token != "" {
-		host, err := os.Hostname()
-		if err != nil {
-			host = "unknown host"
-		}
-		if _, err := pki.ParseToken(c.Token); err != nil {
-			return nil, err
-		}
-		ctx, cancel := context.WithTimeout(ctx, enrolTimeout)
-		defer cancel()
-		err = client.Enrol(ctx, client.Enrolment{Store: store, Servers: c.Join, Token: c.Token, NodeID: c.NodeID, Name: host, Now: now, Logger: c.Logger})
-		if err != nil {
-			return nil, err
+	before := store.Identity()
+	if c.Token != "" {
+		if err := c.useToken(ctx, store, c.Join); err != nil {
+			return nil, false, err
 		}
 	}
-	return client.Secured(store, now), nil
+	now := store.Identity()
+	return client.Secured(store, c.now), before == nil || now != nil && before.Who.Serial != now.Who.Serial, nil
 }
 
 // joinBy asks a server of the cluster what it is called, and who is there.

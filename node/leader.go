@@ -104,8 +104,32 @@ func (l *leader) call(ctx context.Context, op wire.Op, req, resp proto.Message) 
 	switch {
 	case denied != nil && refused:
 		return denied
-	case cfs.KindOf(err) == cfs.Denied:
-		return cfs.E("", cfs.Unavailable, err)
+	case denied != nil: // which says more than what the others say
+		return cfs.E("", cfs.Unavailable, denied)
+	}
+	return err
+}
+
+// callOnce is call for what must not be done twice: once it was sent, only a server that says that it did nothing
+// is left for another, and it may take as long as ctx lives.
+func (l *leader) callOnce(ctx context.Context, op wire.Op, req, resp proto.Message) error {
+	var err error
+	for range len(l.servers()) + 1 {
+		addr := l.believed()
+		conn, dialErr := l.pool.Conn(ctx, addr)
+		if err = dialErr; err == nil {
+			_, err = conn.Call(ctx, op, req, nil, resp, nil)
+		}
+		kind := cfs.KindOf(err)
+		if err == nil || ctx.Err() != nil || dialErr == nil && kind != cfs.NotLeader && kind != cfs.Overloaded {
+			return err
+		}
+		var remote *wire.RemoteError
+		hint := ""
+		if errors.As(err, &remote) {
+			hint = remote.Leader
+		}
+		l.moveOn(addr, hint)
 	}
 	return err
 }

@@ -119,6 +119,9 @@ func (n *Node) start(ctx context.Context) (err error) {
 	if err := n.startServices(); err != nil {
 		return err
 	}
+	if err := n.trust.mend(ctx); err != nil {
+		return err
+	}
 	n.serve()
 	n.log.Info("serving", "cluster", n.cfg.ClusterID, "addr", n.addr, "devices", len(n.store.Devices()), "site", n.cfg.Site)
 	return nil
@@ -178,10 +181,10 @@ func (n *Node) startServices() (err error) {
 		Logger: n.log.With("part", "wire"), Metrics: wireMetrics, TLS: n.trust.tls(),
 	}
 	if n.cfg.TLS {
-		sc.Allow = allow
+		sc.Allow = n.trust.allow
 	}
 	n.server = wire.NewServer(sc)
-	return nil
+	return n.trust.recall()
 }
 
 // serve starts the goroutines.
@@ -202,7 +205,7 @@ func (n *Node) serve() {
 		n.http = n.serveMetrics(n.metricsLn)
 	}
 	for _, f := range []func(context.Context){n.heartbeats, n.keepPart, n.followFeed, n.store.Scrub, n.store.Mend, n.retireDevices, n.stripes.run,
-		n.trust.guard, n.trust.record, n.trust.renew} {
+		n.trust.guard, n.trust.record, n.trust.renew, n.trust.keepMode} {
 		n.group.Add(1)
 		go func() {
 			defer n.group.Done()

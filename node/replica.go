@@ -73,6 +73,17 @@ func (r *replica) Map() *cfs.Map {
 	return m
 }
 
+// knows reports a server that is part of the cluster, as far as this node has heard. Where there are no certificates,
+// or nothing is known yet, every server is.
+func (r *replica) knows(id cfs.NodeID) bool {
+	m := r.Map()
+	if m.CA == "" || slices.ContainsFunc(m.Nodes, func(n cfs.Node) bool { return n.ID == id }) {
+		return true
+	}
+	raft := r.raft.Load()
+	return raft != nil && raft.Knows(id)
+}
+
 // Leads reports that this node leads the voters, as far as it knows.
 func (r *replica) Leads() bool {
 	raft := r.raft.Load()

@@ -3,7 +3,6 @@ package node
 import (
 	"context"
 	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
@@ -28,19 +27,23 @@ import (
 
 // How a cluster with certificates begins: node 1 makes the authority, in its own directory, and
 // signs for itself. The other seed nodes ask it for theirs when they are first started, and trust the
-// authority that they find there (or, with a bootstrap token on every seed, node 1 signs only for who
-// knows it). Each number is signed for once, for one key. When every seed has its certificate, node 1 has
-// the authority recorded in the replicated state: from then on whoever leads signs, and only for a token.
+// authority that they find there (or, with a bootstrap token on every seed, each side proves to the other that it knows
+// it). Each number is signed for once, for one key. When every seed has its certificate, node 1 has
+// the authority recorded in the replicated state: from then on whoever leads signs, and only for a token. Then it removes
+// its own copy of the key.
 
 const (
 	// IdentityDir is where a server keeps its certificate, in its data directory.
 	IdentityDir = "identity"
 	seedsFile   = "seeds.json"
+	// revokedFile has the keys that were refused last: a server that only stores begins without a map.
+	revokedFile = "revoked.json"
 	// authorityPause is how often it is looked whether the authority can be recorded.
 	authorityPause = 100 * time.Millisecond
 	// The values of state.TLS.
-	tlsOn  = "on"
-	tlsOff = "off"
+	tlsOn   = "on"
+	tlsOff  = "off"
+	tlsOpen = "undecided"
 )
 
 // security is a node's identity, and whom it trusts.
@@ -48,7 +51,8 @@ type security struct {
 	n     *Node
 	store *pki.Store // nil without certificates
 
-	revoked atomic.Pointer[map[string]bool]
+	revoked atomic.Pointer[map[string]bool] // ids of keys
+	refused refusals                        // of guard, and before it of the start
 
 	mu    sync.Mutex            // held while a seed is signed for
 	seeds map[cfs.NodeID]string // node 1, until the authority is recorded: hash of the key that each has
@@ -57,87 +61,7 @@ type security struct {
 // now is the node's wall clock.
 func (n *Node) now() time.Time { return time.Now().Add(n.cfg.ClockOffset) }
 
-// checkMode holds the configuration against what the directory's cluster was made with.
-func (d *dataDir) checkMode(cfg *Config, op string) error {
-	mode := tlsOff
-	if cfg.TLS {
-		mode = tlsOn
-	}
-	if d.state.TLS == "" {
-		d.state.TLS = mode
-		if d.state.NextSlot > 0 { // of a version that had no certificates
-			d.state.TLS = tlsOff
-		}
-	}
-	switch {
-	case d.state.TLS == mode:
-		return nil
-	case cfg.TLS:
-		return cfs.Errorf(op, cfs.Usage, "its cluster was made without certificates: it goes on with --tls off only")
-	}
-	return cfs.Errorf(op, cfs.Usage, "its cluster was made with certificates: --tls off is refused")
-}
-
-// openSecurity sees to it that the node has a certificate, where the cluster has any.
-func (n *Node) openSecurity(ctx context.Context) error {
-	s := &security{n: n}
-	n.trust = s
-	s.revoked.Store(&map[string]bool{})
-	if !n.cfg.TLS {
-		return nil
-	}
-	var err error
-	if s.store, err = pki.OpenStore(n.dir.file(IdentityDir)); err != nil {
-		return err
-	}
-	if err := s.loadSeeds(); err != nil {
-		return err
-	}
-	id := s.store.Identity()
-	switch {
-	case id != nil && (id.Who.ClusterID != n.cfg.ClusterID || id.Who.Node != n.cfg.NodeID):
-		return cfs.Errorf("identity in "+s.store.Dir(), cfs.WrongCluster, "it is of node %d of cluster %q", id.Who.Node, id.Who.ClusterID)
-	case id != nil:
-		return nil
-	case n.cfg.joined:
-		return cfs.Errorf("join", cfs.Denied, "%s has no certificate: join anew, with a token", n.cfg.DataDir)
-	case n.cfg.NodeID == 1:
-		return s.begin()
-	}
-	// A token is one of a cluster that has begun; a bootstrap token is no such.
-	return client.Enrol(ctx, client.Enrolment{
-		Store: s.store, Servers: n.cfg.Seeds[:1], Token: n.cfg.BootstrapToken, TrustFirst: true,
-		NodeID: n.cfg.NodeID, Name: s.name(), Now: n.now, Logger: n.log.With("part", "identity"),
-	})
-}
-
 func (s *security) name() string { return fmt.Sprintf("node %d", s.n.cfg.NodeID) }
-
-// begin makes the authority and node 1's own certificate.
-func (s *security) begin() error {
-	ca, err := s.store.Authority()
-	if err != nil {
-		return err
-	}
-	if ca.Key == nil {
-		if ca, err = pki.NewAuthority(s.n.cfg.ClusterID, s.n.now()); err != nil {
-			return err
-		}
-		if err := s.store.SaveAuthority(&ca); err != nil {
-			return err
-		}
-	}
-	key, err := s.store.PublicKey()
-	if err != nil {
-		return err
-	}
-	cert, err := s.sign(&ca, 1, key, s.name())
-	if err != nil {
-		return err
-	}
-	s.n.log.Info("made the cluster's authority", "fingerprint", pki.Fingerprint(ca.Cert))
-	return s.store.Save(cert, ca.Cert)
-}
 
 func (s *security) sign(ca *cfs.CA, id cfs.NodeID, key []byte, name string) ([]byte, error) {
 	return pki.Sign(ca, pki.Request{Who: cfs.Principal{ClusterID: s.n.cfg.ClusterID, Role: cfs.RoleStorage, Node: id},
@@ -181,31 +105,45 @@ func (n *Node) enrol(ctx context.Context, r *wire.Request) (wire.Response, error
 	if ca.Key == nil {
 		return n.raft.Serve(ctx, r)
 	}
+	key, err := pki.KeyID(req.PublicKey)
+	if err != nil {
+		return wire.Response{}, err
+	}
+	if r.Peer.Key != "" && r.Peer.Key != key {
+		return wire.Response{}, cfs.Errorf("enrol", cfs.Denied, "a renewal is for the certificate's own key (%s), and not for %s", r.Peer.Key, key)
+	}
 	id := cfs.NodeID(req.NodeId)
 	if req.NodeId == 0 && r.Peer.Role == cfs.RoleStorage {
 		id = r.Peer.Certified // a renewal
 	}
-	if err := s.admit(r.Peer, &req, id); err != nil {
+	if err := s.admit(r.Peer, &req, id, ca.Cert); err != nil {
 		return wire.Response{}, err
 	}
 	cert, err := s.sign(&ca, id, req.PublicKey, req.Name)
 	if err != nil {
 		return wire.Response{}, err
 	}
-	n.log.Info("signed a seed node's certificate", "for", uint16(id), "peer", r.Peer.Addr)
-	return wire.Response{Body: &wirepb.EnrolReply{Cert: cert, Ca: ca.Cert, ClusterId: n.cfg.ClusterID}}, nil
+	n.log.Info("signed a seed node's certificate", "key", key, "role", cfs.RoleStorage.String(), "node", uint16(id), "name", pki.MachineName(req.Name), "peer", r.Peer.Addr)
+	reply := &wirepb.EnrolReply{Cert: cert, Ca: ca.Cert, ClusterId: n.cfg.ClusterID}
+	if len(req.Proof) > 0 {
+		reply.Proof = pki.AuthorityProof(n.cfg.BootstrapToken, ca.Cert, req.PublicKey)
+	}
+	return wire.Response{Body: reply}, nil
 }
 
-// admit decides, and records, that node 1 signs for a seed node. The caller holds s.mu.
-func (s *security) admit(p *wire.Peer, req *wirepb.Enrol, id cfs.NodeID) error {
+// admit decides, and records, that node 1 signs for a seed node, with the authority of that certificate. The
+// caller holds s.mu.
+func (s *security) admit(p *wire.Peer, req *wirepb.Enrol, id cfs.NodeID, authority []byte) error {
 	const op = "enrol"
-	if p.Role == cfs.RoleStorage && p.Certified == id && req.Token == "" {
+	secret := s.n.cfg.BootstrapToken
+	switch {
+	case req.Token != "":
+		return cfs.Errorf(op, cfs.Unavailable, "the cluster has no authority yet: it is recorded when every seed node has been started")
+	case p.Role == cfs.RoleStorage && p.Certified == id:
 		return nil
-	}
-	if subtle.ConstantTimeCompare([]byte(req.Token), []byte(s.n.cfg.BootstrapToken)) != 1 {
-		if _, err := pki.ParseToken(req.Token); err == nil {
-			return cfs.Errorf(op, cfs.Unavailable, "the cluster has no authority yet: it is recorded when every seed node has been started")
-		}
+	case secret == "" && len(req.Proof) > 0:
+		return cfs.Errorf(op, cfs.Denied, "node 1 was given no bootstrap token")
+	case secret != "" && !pki.SameProof(req.Proof, pki.SeedProof(secret, authority, req.PublicKey, id)):
 		return cfs.Errorf(op, cfs.Denied, "the bootstrap token is not that of node 1")
 	}
 	if id < 2 || int(id) > len(s.n.cfg.Seeds) {
@@ -240,15 +178,15 @@ func (s *security) tls() *wire.TLS {
 	return &wire.TLS{Config: s.store.Config, Judge: func(certs []*x509.Certificate) (cfs.Principal, error) {
 		who, err := s.store.Judge(certs, s.n.now())
 		if err == nil {
-			err = s.checkRevoked(who.Serial)
+			err = s.checkRevoked(who.Key)
 		}
 		return who, err
 	}}
 }
 
-func (s *security) checkRevoked(serial string) error {
-	if serial != "" && (*s.revoked.Load())[serial] {
-		return cfs.Errorf("certificate", cfs.Denied, "it was revoked (serial number %s)", serial)
+func (s *security) checkRevoked(key string) error {
+	if key != "" && (*s.revoked.Load())[key] {
+		return cfs.Errorf("certificate", cfs.Denied, "it was revoked (key %s)", key)
 	}
 	return nil
 }
@@ -256,7 +194,6 @@ func (s *security) checkRevoked(serial string) error {
 // guard follows the map, until ctx ends: what was revoked is cut off, and a node that has nothing to do in
 // this cluster ends.
 func (s *security) guard(ctx context.Context) {
-	var refused []string
 	for {
 		own, followed := s.n.raft.mapChanged()
 		m := s.n.raft.Map()
@@ -266,9 +203,8 @@ func (s *security) guard(ctx context.Context) {
 		case m.CA != "" && s.store == nil:
 			s.n.fail(cfs.Errorf("start", cfs.Usage, "the cluster was made with certificates: --tls off is refused"))
 		}
-		if !slices.Equal(m.Revoked, refused) {
-			refused = m.Revoked
-			s.refuse(refused)
+		if s.store != nil {
+			s.follow(m)
 		}
 		select {
 		case <-ctx.Done():
@@ -279,15 +215,73 @@ func (s *security) guard(ctx context.Context) {
 	}
 }
 
-// refuse makes serials those that are refused, and cuts their connections.
-func (s *security) refuse(serials []string) {
-	revoked := make(map[string]bool, len(serials))
-	for _, serial := range serials {
-		revoked[serial] = true
+// refusals is revoked.json: the keys that are refused, as of a version of the map.
+type refusals struct {
+	Version uint64   `json:"map_version"`
+	Keys    []string `json:"revoked"`
+}
+
+// recall refuses what was refused when the node ended, and what its replica knows, before it serves.
+func (s *security) recall() error {
+	if s.store == nil {
+		return nil
+	}
+	path := filepath.Join(s.store.Dir(), revokedFile)
+	raw, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(raw, &s.refused)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return cfs.E(path, cfs.Corrupt, err)
+	}
+	s.refuse(s.refused.Keys)
+	s.follow(s.n.raft.Map())
+	return nil
+}
+
+// follow refuses what a map does, unless it is older than what is refused already, and keeps it for the next start.
+// Where node 1 still has the authority's key, the state has it now.
+func (s *security) follow(m *cfs.Map) {
+	if m.CA != "" && s.n.cfg.NodeID == 1 {
+		s.handOver(m.CA)
+	}
+	if m.CA == "" || m.Version < s.refused.Version || slices.Equal(m.Revoked, s.refused.Keys) {
+		return
+	}
+	s.refused = refusals{m.Version, m.Revoked}
+	s.refuse(m.Revoked)
+	raw, err := json.Marshal(s.refused)
+	if err == nil {
+		err = writeDurably(filepath.Join(s.store.Dir(), revokedFile), raw)
+	}
+	if err != nil {
+		s.n.log.Error("the next start will not know at once which keys are refused", "err", err)
+	}
+}
+
+// handOver removes the authority's key from node 1's directory when it is recorded, which a majority of the voters has
+// on disk: there is no other use for it, and who reads a directory of a server that does not vote any more is not to find it.
+func (s *security) handOver(recorded string) {
+	ca, err := s.store.Authority()
+	if err == nil && ca.Key != nil && pki.Fingerprint(ca.Cert) == recorded {
+		if err = s.store.ForgetAuthority(); err == nil {
+			s.n.log.Info("the authority is part of the state now: its key is removed from this directory", "fingerprint", recorded)
+		}
+	}
+	if err != nil {
+		s.n.log.Warn("the authority's key is still in this directory", "err", err)
+	}
+}
+
+// refuse makes keys those that are refused, and cuts their connections.
+func (s *security) refuse(keys []string) {
+	revoked := make(map[string]bool, len(keys))
+	for _, key := range keys {
+		revoked[key] = true
 	}
 	s.revoked.Store(&revoked)
-	if s.store != nil && len(serials) > 0 {
-		gone := func(p *wire.Peer) error { return s.checkRevoked(p.Serial) }
+	if len(keys) > 0 {
+		gone := func(p *wire.Peer) error { return s.checkRevoked(p.Key) }
 		s.n.server.Cut(gone)
 		for _, p := range s.n.pools {
 			p.Cut(gone)
@@ -324,6 +318,7 @@ func (s *security) tryRecord(ctx context.Context) error {
 	}
 	s.mu.Lock()
 	enrolled := 1 + len(s.seeds)
+	founders := s.foundersLocked()
 	s.mu.Unlock()
 	if enrolled < len(s.n.cfg.Seeds) {
 		return cfs.Errorf(what, cfs.Unavailable, "%d of %d seed nodes have enrolled", enrolled, len(s.n.cfg.Seeds))
@@ -335,7 +330,22 @@ func (s *security) tryRecord(ctx context.Context) error {
 	if ca.Key == nil {
 		return cfs.Errorf(what, cfs.Unavailable, "it is not here")
 	}
-	return s.n.propose(ctx, what, cfs.Op{Kind: cfs.OpSetCA, CA: ca})
+	// The first of them records the authority; the others only say for whom it has signed.
+	for _, founder := range founders {
+		if err := s.n.propose(ctx, what, cfs.Op{Kind: cfs.OpSetCA, CA: ca, Enrolled: founder}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// foundersLocked are the seed nodes and their keys, by which an administrator can revoke them. The caller holds s.mu.
+func (s *security) foundersLocked() []cfs.Enrolled {
+	founders := []cfs.Enrolled{{Key: s.store.Identity().Who.Key, Role: cfs.RoleStorage, Node: 1, Name: s.name()}}
+	for id, sum := range s.seeds {
+		founders = append(founders, cfs.Enrolled{Key: sum[:min(len(sum), cfs.KeyDigits)], Role: cfs.RoleStorage, Node: id, Name: fmt.Sprintf("node %d", id)})
+	}
+	return founders
 }
 
 // renew keeps the node's certificate valid.
@@ -358,19 +368,20 @@ func (n *Node) fail(err error) {
 // fromHere reports a request that came by the unix socket, from who may do everything and has no certificate to
 // go to the leader with.
 func (n *Node) fromHere(r *wire.Request) bool {
-	return n.cfg.TLS && r.Peer.Serial == "" && r.Peer.Role == cfs.RoleAdmin && (r.Op == wire.OpAdmin || r.Op == wire.OpQuery)
+	return n.cfg.TLS && r.Peer.Key == "" && r.Peer.Role == cfs.RoleAdmin && (r.Op == wire.OpAdmin || r.Op == wire.OpQuery)
 }
 
 // passOn asks the leader in the peer's stead.
 func (n *Node) passOn(ctx context.Context, r *wire.Request) (wire.Response, error) {
 	var req, reply proto.Message = &wirepb.Admin{}, &wirepb.AdminReply{}
+	call := n.leader.callOnce // a token that was made is not made again
 	if r.Op == wire.OpQuery {
-		req, reply = &wirepb.Query{}, &wirepb.Answer{}
+		req, reply, call = &wirepb.Query{}, &wirepb.Answer{}, n.leader.call
 	}
 	if err := r.Decode(req); err != nil {
 		return wire.Response{}, err
 	}
-	if err := n.leader.call(ctx, r.Op, req, reply); err != nil {
+	if err := call(ctx, r.Op, req, reply); err != nil {
 		return wire.Response{}, err
 	}
 	return wire.Response{Body: reply}, nil

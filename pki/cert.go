@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/claudefs/claudefs/cfs"
 )
@@ -62,7 +63,7 @@ func NewAuthority(clusterID string, now time.Time) (cfs.CA, error) {
 
 // Request is what a certificate is to say.
 type Request struct {
-	Who       cfs.Principal // but for its serial number
+	Who       cfs.Principal // but for what tells its certificate from others
 	Name      string        // of the machine, for people
 	PublicKey []byte        // DER, PKIX
 	Lifetime  time.Duration // 0: DefaultLifetime
@@ -98,7 +99,7 @@ func Sign(ca *cfs.CA, r Request, now time.Time) ([]byte, error) {
 		until = issuer.NotAfter
 	}
 	cert, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: serial, Subject: pkix.Name{CommonName: strings.ToValidUTF8(r.Name[:min(len(r.Name), maxName)], "?")},
+		SerialNumber: serial, Subject: pkix.Name{CommonName: MachineName(r.Name)},
 		NotBefore: now.Add(-backdate), NotAfter: until, URIs: []*url.URL{uriOf(r.Who)},
 		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
@@ -107,6 +108,16 @@ func Sign(ca *cfs.CA, r Request, now time.Time) ([]byte, error) {
 		return nil, cfs.E(op, cfs.Invalid, err)
 	}
 	return cert, nil
+}
+
+// MachineName is what a machine calls itself as it is kept: short, and without what is not for people's eyes.
+func MachineName(name string) string {
+	return strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) || c == unicode.ReplacementChar {
+			return '?'
+		}
+		return c
+	}, strings.ToValidUTF8(name[:min(len(name), maxName)], "?"))
 }
 
 func (r *Request) check() error {
@@ -148,7 +159,7 @@ func principalOf(c *x509.Certificate) (cfs.Principal, error) {
 	if u.Scheme != scheme || u.Host != "" || len(parts) != 4 {
 		return cfs.Principal{}, cfs.Errorf(op, cfs.Denied, "it is not one of a ClaudeFS cluster: it says %q", u.String())
 	}
-	w := cfs.Principal{ClusterID: parts[1], Role: ParseRole(parts[2]), Serial: SerialOf(c)}
+	w := cfs.Principal{ClusterID: parts[1], Role: ParseRole(parts[2]), Serial: SerialOf(c), Key: keyID(c.RawSubjectPublicKeyInfo)}
 	n, err := strconv.ParseUint(parts[3], 10, 16)
 	w.Node = cfs.NodeID(n)
 	if err != nil || w.ClusterID == "" || (w.Role == cfs.RoleStorage) != (n != 0) || w.Role == cfs.RoleNone || uriOf(w).String() != u.String() {
@@ -167,7 +178,22 @@ func ParseRole(text string) cfs.Role {
 	return cfs.RoleNone
 }
 
-// SerialOf is the serial number of a certificate as people see and revoke it.
+// KeyID is the id of a public key (DER, PKIX), which is what is revoked.
+func KeyID(public []byte) (string, error) {
+	key, err := parsePublic(public)
+	if err != nil {
+		return "", err
+	}
+	der, err := x509.MarshalPKIXPublicKey(key) // as it is in certificates
+	if err != nil {
+		return "", cfs.E("read a public key", cfs.Invalid, err)
+	}
+	return keyID(der), nil
+}
+
+func keyID(der []byte) string { return Fingerprint(der) }
+
+// SerialOf is the serial number of a certificate as people see it.
 func SerialOf(c *x509.Certificate) string { return hex.EncodeToString(c.SerialNumber.Bytes()) }
 
 // Judge says who holds a certificate that a peer has shown, or why it is not trusted, with kind
@@ -184,14 +210,14 @@ func Judge(c, authority *x509.Certificate, clusterID string, now time.Time) (cfs
 	case clusterID != "" && w.ClusterID != clusterID:
 		return cfs.Principal{}, cfs.Errorf(op, cfs.Denied, "it is of cluster %q, this one is %q", w.ClusterID, clusterID)
 	case now.After(c.NotAfter):
-		return cfs.Principal{}, cfs.Errorf(op, cfs.Denied, "it expired at %s (serial number %s): enrol anew with a token", c.NotAfter.UTC().Format(time.RFC3339), w.Serial)
+		return cfs.Principal{}, cfs.Errorf(op, cfs.Denied, "it expired at %s (key %s): enrol anew with a token", c.NotAfter.UTC().Format(time.RFC3339), w.Key)
 	case now.Before(c.NotBefore):
 		return cfs.Principal{}, cfs.Errorf(op, cfs.Denied, "it is valid from %s on: the clocks of the two machines differ", c.NotBefore.UTC().Format(time.RFC3339))
 	}
 	return w, nil
 }
 
-// Fingerprint is the SHA-256 of a certificate as people compare it: the first 16 bytes in hex.
+// Fingerprint is the SHA-256 of a certificate, or of a public key, as people compare it: the first 16 bytes in hex.
 func Fingerprint(der []byte) string {
 	pin := pinOf(der)
 	return hex.EncodeToString(pin[:])

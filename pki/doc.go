@@ -9,11 +9,12 @@
 // Who trusts whom: a peer is trusted when its certificate was signed by the authority, its
 // time is now, and its URI names the cluster ([Judge]). Nothing else of X.509 counts: no
 // host names (servers are known by number, and addresses change), no lists of the system.
-// Which serial numbers are refused, the cluster's map says.
+// Which keys are refused, the cluster's map says.
 //
 // A token is what a machine without a certificate shows, once: its id, its secret, and the
 // first bytes of the SHA-256 of the authority's certificate, by which the machine knows whom
-// to tell the secret.
+// to tell the secret. Before there is any token, the seed nodes of a new cluster may share a secret, which each
+// proves to know ([SeedProof], [AuthorityProof]).
 //
-// Reading order: cert.go, token.go, store.go.
+// Reading order: cert.go, token.go, bootstrap.go, store.go.
 package pki

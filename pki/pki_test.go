@@ -2,6 +2,7 @@ package pki
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -58,7 +59,7 @@ func TestJudge(t *testing.T) {
 	} {
 		s := made(t, c.ca, c.who, c.at, time.Hour)
 		got, err := Judge(s.Identity().Cert, authority, "lab", now)
-		c.who.Serial = s.Identity().Who.Serial
+		c.who.Serial, c.who.Key = s.Identity().Who.Serial, must(KeyID(must(s.PublicKey())(t)))(t)
 		if c.why == "" && (err != nil || got != c.who) {
 			t.Errorf("%s: %+v %v", c.what, got, err)
 		}
@@ -68,6 +69,34 @@ func TestJudge(t *testing.T) {
 	}
 	if _, err := Judge(authority, authority, "lab", now); cfs.KindOf(err) != cfs.Denied {
 		t.Errorf("the authority itself as a peer: %v", err)
+	}
+}
+
+// TestMachineName: what is kept is for people's eyes, fits a record and a log's line, and is not longer than it may be.
+func TestMachineName(t *testing.T) {
+	for in, want := range map[string]string{"host-1": "host-1", "": "", "a\nb\x00c\x1b[1m": "a?b?c?[1m", "\xff\xffé": "?é",
+		strings.Repeat("a", maxName-1) + "é": strings.Repeat("a", maxName-1) + "?"} {
+		if got := MachineName(in); got != want {
+			t.Errorf("%q is kept as %q, want %q", in, got, want)
+		}
+	}
+}
+
+// TestKeyID: the key is the same, whatever certificate it has.
+func TestKeyID(t *testing.T) {
+	ca := must(NewAuthority("lab", time.Now()))(t)
+	s := must(OpenStore(t.TempDir()))(t)
+	key := must(s.PublicKey())(t)
+	seen := map[string]bool{}
+	for _, who := range []cfs.Principal{{ClusterID: "lab", Role: cfs.RoleClient}, {ClusterID: "lab", Role: cfs.RoleAdmin}} {
+		c := must(parseCert(must(Sign(&ca, Request{Who: who, PublicKey: key}, time.Now()))(t)))(t)
+		seen[must(principalOf(c))(t).Key] = true
+	}
+	if id := must(KeyID(key))(t); len(seen) != 1 || !seen[id] || !cfs.ValidKey(id) {
+		t.Errorf("key %q, in certificates %v", id, seen)
+	}
+	if _, err := KeyID([]byte("key")); cfs.KindOf(err) != cfs.Invalid {
+		t.Errorf("no key: %v", err)
 	}
 }
 
@@ -134,6 +163,16 @@ func TestStore(t *testing.T) {
 	if err := s.SaveAuthority(&ca); err != nil {
 		t.Fatal(err)
 	}
+	defer func() {
+		for range 2 { // none is no error
+			if err := s.ForgetAuthority(); err != nil {
+				t.Error(err)
+			}
+		}
+		if got := must(s.Authority())(t); got.Key != nil {
+			t.Error("the authority's key is still there")
+		}
+	}()
 	if got := must(s.Authority())(t); !bytes.Equal(got.Key, ca.Key) || !bytes.Equal(got.Cert, ca.Cert) {
 		t.Error("the authority came back otherwise")
 	}
@@ -255,4 +294,48 @@ func FuzzIdentity(f *testing.F) {
 			t.Fatal("a block beyond the bound")
 		}
 	})
+}
+
+// A fresh key takes the old one's place with its certificate, and not before.
+func TestFreshKey(t *testing.T) {
+	now := time.Now()
+	ca, other := must(NewAuthority("lab", now))(t), must(NewAuthority("lab", now))(t)
+	s := made(t, &ca, cfs.Principal{ClusterID: "lab", Role: cfs.RoleClient}, now, 0)
+	old := must(s.PublicKey())(t)
+	key := must(s.FreshKey())(t)
+	if again := must(OpenStore(s.Dir()))(t); bytes.Equal(key, old) || again.Identity() == nil || !bytes.Equal(must(again.PublicKey())(t), old) {
+		t.Error("the old identity is gone before there is another")
+	}
+	cert := must(Sign(&other, Request{Who: s.Identity().Who, PublicKey: key}, now))(t)
+	if err := s.Save(cert, other.Cert); err != nil {
+		t.Fatal(err)
+	}
+	again := must(OpenStore(s.Dir()))(t)
+	if id := again.Identity(); id == nil || !bytes.Equal(id.Authority.Raw, other.Cert) || !bytes.Equal(must(again.PublicKey())(t), key) {
+		t.Errorf("the new identity is %+v", id)
+	}
+}
+
+// Of two that enrol in one directory the second waits, and sees what the first has got.
+func TestLock(t *testing.T) {
+	now := time.Now()
+	ca := must(NewAuthority("lab", now))(t)
+	dir := t.TempDir()
+	first, second := must(OpenStore(dir))(t), must(OpenStore(dir))(t)
+	unlock := must(first.Lock(t.Context()))(t)
+	tired, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := second.Lock(tired); cfs.KindOf(err) != cfs.Busy {
+		t.Errorf("a directory that is locked: %v", err)
+	}
+	key := must(first.PublicKey())(t)
+	cert := must(Sign(&ca, Request{Who: cfs.Principal{ClusterID: "lab", Role: cfs.RoleClient}, PublicKey: key}, now))(t)
+	if err := first.Save(cert, ca.Cert); err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	must(second.Lock(t.Context()))(t)()
+	if second.Identity() == nil {
+		t.Error("the second does not see the first's identity")
+	}
 }

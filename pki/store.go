@@ -1,6 +1,7 @@
 package pki
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -14,6 +15,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/claudefs/claudefs/cfs"
@@ -30,6 +32,8 @@ const (
 	keyType  = "PRIVATE KEY"
 
 	maxFileBytes = 64 << 10
+	// lockPause is how often it is tried to lock a directory that another process has locked.
+	lockPause = 50 * time.Millisecond
 )
 
 // Identity is a certificate with its key, and the authority that signed it.
@@ -53,6 +57,7 @@ func (i *Identity) Expired(now time.Time) bool { return now.After(i.Cert.NotAfte
 type Store struct {
 	dir     string
 	mu      sync.Mutex // held while files change
+	fresh   []byte     // PKCS #8: the key that the next certificate may be for instead of the one that is kept
 	present atomic.Pointer[Identity]
 }
 
@@ -82,6 +87,35 @@ func (s *Store) Dir() string { return s.dir }
 
 // Identity is what the store has; nil for nothing.
 func (s *Store) Identity() *Identity { return s.present.Load() }
+
+// Lock keeps other processes, and other stores of this one, from enrolling in the directory until unlock is
+// called, and reads it again: somebody else may have enrolled.
+func (s *Store) Lock(ctx context.Context) (unlock func(), err error) {
+	op := "lock the identity in " + s.dir
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return nil, cfs.E(op, cfs.KindOf(err), err)
+	}
+	for {
+		if err = syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); !errors.Is(err, syscall.EWOULDBLOCK) {
+			break
+		}
+		select {
+		case <-time.After(lockPause):
+			continue
+		case <-ctx.Done():
+			err = cfs.Errorf(op, cfs.Busy, "somebody else has been enrolling there for long")
+		}
+		break
+	}
+	if err == nil {
+		err = s.Reload()
+	}
+	if err != nil {
+		return nil, errors.Join(cfs.E(op, cfs.KindOf(err), err), d.Close())
+	}
+	return func() { _ = d.Close() }, nil // it was only read
+}
 
 // Reload reads the directory again.
 func (s *Store) Reload() error {
@@ -148,17 +182,47 @@ func (s *Store) PublicKey() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	var key *ecdsa.PrivateKey
-	if der != nil {
-		key, err = parseKey(der)
-	} else {
-		key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		if err == nil {
-			if der, err = x509.MarshalPKCS8PrivateKey(key); err == nil {
-				err = s.write(keyFile, keyType, der)
-			}
+	if der == nil {
+		if der, err = newKey(); err == nil {
+			err = s.write(keyFile, keyType, der)
+		}
+		if err != nil {
+			return nil, cfs.E(op, cfs.KindOf(err), err)
 		}
 	}
+	return publicOf(op, der)
+}
+
+// FreshKey is the public key of a new private one. It takes the place of the one that is kept when Save keeps a
+// certificate for it.
+func (s *Store) FreshKey() ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	der, err := newKey()
+	if err != nil {
+		return nil, err
+	}
+	s.fresh = der
+	return publicOf("key in "+s.dir, der)
+}
+
+// newKey makes a private key, PKCS #8.
+func newKey() ([]byte, error) {
+	const op = "make a key"
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, cfs.E(op, cfs.IO, err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, cfs.E(op, cfs.IO, err)
+	}
+	return der, nil
+}
+
+// publicOf is the public key (DER, PKIX) of a private one (PKCS #8).
+func publicOf(op string, der []byte) ([]byte, error) {
+	key, err := parseKey(der)
 	if err != nil {
 		return nil, cfs.E(op, cfs.KindOf(err), err)
 	}
@@ -177,10 +241,35 @@ func (s *Store) Save(cert, authority []byte) error {
 	if err != nil {
 		return err
 	}
+	if s.fresh != nil {
+		if id, err := newIdentity(cert, authority, s.fresh); err == nil {
+			return s.replace(id)
+		}
+	}
 	id, err := newIdentity(cert, authority, key)
 	if err != nil {
 		return cfs.E("identity in "+s.dir, cfs.KindOf(err), err)
 	}
+	return s.keep(id)
+}
+
+// replace keeps an identity with the fresh key. The caller holds s.mu.
+func (s *Store) replace(id *Identity) error {
+	// The old certificate first, which does not fit the new key: a crash in between leaves no identity.
+	path := filepath.Join(s.dir, certFile)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return cfs.E(path, cfs.KindOf(err), err)
+	}
+	if err := s.write(keyFile, keyType, s.fresh); err != nil {
+		return err
+	}
+	s.fresh = nil
+	return s.keep(id)
+}
+
+// keep keeps an identity whose key is there. The caller holds s.mu.
+func (s *Store) keep(id *Identity) error {
+	cert, authority := id.Cert.Raw, id.Authority.Raw
 	// The certificate last: it is what says that there is an identity.
 	if err := s.write(authorityFile, certType, authority); err != nil {
 		return err

@@ -247,8 +247,11 @@ func decodeBeat(m *wirepb.Heartbeat, from *wire.Peer) (*beat, error) {
 }
 
 // hearNode restarts a node's timer, unless one of its devices is not the one
-// that the cluster knows under its id.
+// that the cluster knows under its id, or the node's certificate is of one that the cluster has forgotten.
 func (d *duties) hearNode(b *beat) error {
+	if d.n.Map().CA != "" && !d.n.Knows(b.node.ID) {
+		return unknownNode("heartbeat", b.node.ID)
+	}
 	for _, known := range d.n.Map().Devices {
 		for _, dev := range b.devices {
 			if dev.ID == known.ID && dev.UUID != known.UUID {

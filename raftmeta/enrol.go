@@ -54,26 +54,60 @@ func (n *Node) serveEnrol(ctx context.Context, r *wire.Request) (wire.Response, 
 	case ca.Off:
 		return wire.Response{}, cfs.Errorf(op, cfs.Unsupported, "the cluster was made without certificates (--tls off)")
 	}
-	who := cfs.Principal{ClusterID: n.cfg.ClusterID, Role: r.Peer.Role, Node: r.Peer.Certified}
-	switch {
-	case m.Token != "":
-		if who, err = n.useToken(ctx, ca, &m); err != nil {
-			return wire.Response{}, err
-		}
-	case r.Peer.Serial == "":
-		return wire.Response{}, cfs.Errorf(op, cfs.Denied, "it has no certificate, and the cluster has begun: it needs a token (cfs admin token create)")
+	key, err := pki.KeyID(m.PublicKey)
+	if err != nil {
+		return wire.Response{}, err
+	}
+	if slices.Contains(n.Map().Revoked, key) {
+		return wire.Response{}, cfs.Errorf(op, cfs.Denied, "key %s was revoked", key)
+	}
+	var who cfs.Principal
+	if m.Token != "" {
+		who, err = n.useToken(ctx, ca, &m, key)
+	} else {
+		who, err = n.renewal(r.Peer, key)
+	}
+	if err != nil {
+		return wire.Response{}, err
 	}
 	cert, err := pki.Sign(ca, pki.Request{Who: who, Name: m.Name, PublicKey: m.PublicKey, Lifetime: n.cfg.CertLifetime}, n.cfg.Clock.Now())
 	if err != nil {
 		return wire.Response{}, err
 	}
-	n.log.Info("signed a certificate", "role", who.Role.String(), "node", uint16(who.Node), "name", m.Name, "renewal", m.Token == "", "peer", r.Peer.Addr)
+	n.log.Info("signed a certificate", "key", key, "role", who.Role.String(), "node", uint16(who.Node), "name", pki.MachineName(m.Name), "renewal", m.Token == "", "peer", r.Peer.Addr)
 	return wire.Response{Body: &wirepb.EnrolReply{Cert: cert, Ca: ca.Cert, ClusterId: n.cfg.ClusterID}}, nil
+}
+
+// renewal says who a peer stays that renews its certificate. It is for the key that the certificate is of: the key is what
+// is revoked, so that nobody gets away to another.
+func (n *Node) renewal(p *wire.Peer, key string) (cfs.Principal, error) {
+	const op = "enrol"
+	switch {
+	case p.Key == "":
+		return cfs.Principal{}, cfs.Errorf(op, cfs.Denied, "it has no certificate, and the cluster has begun: it needs a token (cfs admin token create)")
+	case p.Key != key:
+		return cfs.Principal{}, cfs.Errorf(op, cfs.Denied, "a renewal is for the certificate's own key (%s), and not for %s, which takes a token", p.Key, key)
+	case p.Role == cfs.RoleStorage && !n.Knows(p.Certified):
+		return cfs.Principal{}, unknownNode(op, p.Certified)
+	}
+	return cfs.Principal{ClusterID: n.cfg.ClusterID, Role: p.Role, Node: p.Certified}, nil
+}
+
+// Knows reports a server that is a member or in the map: what its certificate says counts as long as it is.
+func (n *Node) Knows(id cfs.NodeID) bool {
+	r := n.roster.Load()
+	_, peer := r.addrs[id]
+	return peer || r.find(id) != nil || nodeOf(n.Map(), id) != nil
+}
+
+// unknownNode is what a server is told that has no part in the cluster.
+func unknownNode(op string, id cfs.NodeID) error {
+	return cfs.Errorf(op, cfs.Denied, "node %d has no part in this cluster, or was removed from it: join it with a token (cfs admin token create --role storage)", id)
 }
 
 // useToken spends a token, and says whom it makes the peer. What is wrong with the request
 // besides is said before: a token is spent for nothing only where the reply is lost.
-func (n *Node) useToken(ctx context.Context, ca *cfs.CA, m *wirepb.Enrol) (cfs.Principal, error) {
+func (n *Node) useToken(ctx context.Context, ca *cfs.CA, m *wirepb.Enrol, key string) (cfs.Principal, error) {
 	const op = "enrol"
 	unusable := cfs.Errorf(op, cfs.Denied, "the token is unknown, was used already, or has expired")
 	t, err := pki.ParseToken(m.Token)
@@ -101,7 +135,8 @@ func (n *Node) useToken(ctx context.Context, ca *cfs.CA, m *wirepb.Enrol) (cfs.P
 	if _, err := pki.Sign(ca, pki.Request{Who: who, Name: m.Name, PublicKey: m.PublicKey}, n.cfg.Clock.Now()); err != nil {
 		return cfs.Principal{}, err
 	}
-	reply, err := n.own(ctx, cfs.Op{Kind: cfs.OpUseToken, Token: cfs.Token{ID: t.ID, Hash: t.Hash()}})
+	reply, err := n.own(ctx, cfs.Op{Kind: cfs.OpUseToken, Token: cfs.Token{ID: t.ID, Hash: t.Hash()},
+		Enrolled: cfs.Enrolled{Key: key, Node: who.Node, Name: pki.MachineName(m.Name)}})
 	if err != nil {
 		return cfs.Principal{}, err
 	}
@@ -111,15 +146,19 @@ func (n *Node) useToken(ctx context.Context, ca *cfs.CA, m *wirepb.Enrol) (cfs.P
 	return who, nil
 }
 
-// newcomer checks the number of a server that enrols: one that serves cannot be anybody else.
+// newcomer checks the number of a server that enrols: one that serves, or votes, cannot be anybody else. That of one
+// that is gone may be taken by a server with its devices.
 func (n *Node) newcomer(id uint32) (cfs.NodeID, error) {
 	const op = "enrol"
 	if id == 0 || id > 1<<16-1 {
 		return 0, cfs.Errorf(op, cfs.Invalid, "a server's number is 1 to 65535, not %d", id)
 	}
-	at := slices.IndexFunc(n.Map().Nodes, func(k cfs.Node) bool { return uint32(k.ID) == id })
-	if at >= 0 && n.Map().Nodes[at].State == cfs.StateUp {
-		return 0, cfs.Errorf(op, cfs.Conflict, "node %d is a server that is up", id)
+	known := nodeOf(n.Map(), cfs.NodeID(id))
+	switch {
+	case n.roster.Load().find(cfs.NodeID(id)) != nil:
+		return 0, cfs.Errorf(op, cfs.Conflict, "node %d has a vote: run \"cfs admin voter remove %d\" first", id, id)
+	case known != nil && known.State != cfs.StateDown && known.State != cfs.StateOut:
+		return 0, cfs.Errorf(op, cfs.Conflict, "node %d is a server that is %s: take another number, or stop it first", id, known.State)
 	}
 	return cfs.NodeID(id), nil
 }
@@ -185,8 +224,8 @@ func (n *Node) revoke(ctx context.Context, m *wirepb.Admin) (*wirepb.AdminReply,
 	if err := n.change(ctx, "revoke", cfs.Op{Kind: cfs.OpRevoke, Name: string(m.Text)}); err != nil {
 		return nil, err
 	}
-	n.log.Info("administrator", "did", "revoked the certificate "+string(m.Text))
-	return &wirepb.AdminReply{Text: fmt.Sprintf("certificate %s is refused from now on", m.Text)}, nil
+	n.log.Info("administrator", "did", "revoked key "+m.Text)
+	return &wirepb.AdminReply{Text: fmt.Sprintf("key %s is refused from now on, with every certificate that it has", m.Text)}, nil
 }
 
 // change proposes an operation; a refusal is an error.

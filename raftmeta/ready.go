@@ -209,7 +209,7 @@ func (f *effects) note(cmd *cfs.Command, reply *cfs.Reply) {
 	for i := range cmd.Ops {
 		switch op := &cmd.Ops[i]; op.Kind {
 		case cfs.OpSetNode, cfs.OpRemoveNode, cfs.OpSetReplica, cfs.OpSetDevice, cfs.OpSetGroups, cfs.OpFillDone, cfs.OpDropGroups, cfs.OpSetJob,
-			cfs.OpSetCA, cfs.OpRevoke:
+			cfs.OpSetCA, cfs.OpUseToken, cfs.OpRevoke:
 			f.mapChanged = true
 		case cfs.OpOpenSession:
 			f.sessions = append(f.sessions, sessionChange{id: reply.Results[i].Session})

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/claudefs/claudefs/cluster"
+	"github.com/claudefs/claudefs/pki"
 )
 
 // joiner is a server that is no founder, as a process.
@@ -155,6 +156,39 @@ func TestServersJoinAndLeave(t *testing.T) {
 	if got := fmt.Sprint(roles(t, c)["4"]); got != "" {
 		t.Errorf("node 4 is %s", got)
 	}
+	// Its certificate is good for nothing any more.
+	store, err := pki.OpenStore(filepath.Join(j.dir, "data", "identity"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	powerless(t, c, store)
 	remount(t, m)
 	r.readAll(t, m.Point, "at the end")
+}
+
+// A voter that loses its whole data directory, certificate included, comes back under its id, with its devices.
+func TestWholeDirectoryLost(t *testing.T) {
+	c := start(t, func(s *cluster.Spec) { s.TLS = true })
+	m := mount(t, c, "mnt")
+	r := newRecord()
+	r.fill(t, m.Point, "before", 4, 1<<20)
+	if err := c.Kill(2); err != nil {
+		t.Fatal(err)
+	}
+	data := filepath.Join(c.Dir(), "node-2", "data")
+	if err := os.RemoveAll(data); err != nil {
+		t.Fatal(err)
+	}
+	admin(t, c, "voter", "remove", "2", "--wait")
+	eventually(t, "node 2 is down", func() bool {
+		return strings.HasPrefix(roles(t, c)["2"], "down") || strings.HasPrefix(roles(t, c)["2"], "out")
+	})
+	j := newJoiner(t, c)
+	j.run("server", "join", "--seed", c.Addrs()[0], "--node-id", "2", "--listen", c.Addrs()[1], "--data-dir", data,
+		"--device", c.DevicePath(2, 0)+","+c.DevicePath(2, 1), "--token", strings.TrimSpace(admin(t, c, "token", "create", "--role", "storage")))
+	eventually(t, "node 2 stores", func() bool { return roles(t, c)["2"] == "up storage" })
+	admin(t, c, "voter", "add", "2", "--wait")
+	remount(t, m)
+	r.readAll(t, m.Point, "at the end")
+	j.end()
 }

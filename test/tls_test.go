@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/client"
 	"github.com/claudefs/claudefs/cluster"
@@ -52,18 +54,22 @@ func done(t *testing.T, args ...string) string {
 	return strings.TrimSpace(out)
 }
 
-// authority is the authority of a cluster, from node 1's directory.
-func authority(t *testing.T, c *cluster.Cluster) cfs.CA {
+// startSigned is a cluster whose authority the test has too.
+func startSigned(t *testing.T) (*cluster.Cluster, cfs.CA) {
 	t.Helper()
-	store, err := pki.OpenStore(filepath.Join(c.Dir(), "node-1", "data", "identity"))
+	const id = "local-signed"
+	ca, err := pki.NewAuthority(id, time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	ca, err := store.Authority()
-	if err != nil || ca.Key == nil {
-		t.Fatalf("no authority in %s: %v", store.Dir(), err)
+	store, err := pki.OpenStore(filepath.Join(t.TempDir(), "authority"))
+	if err == nil {
+		err = store.SaveAuthority(&ca)
 	}
-	return ca
+	if err != nil {
+		t.Fatal(err)
+	}
+	return start(t, func(s *cluster.Spec) { s.TLS, s.ClusterID, s.Authority = true, id, store.Dir() }), ca
 }
 
 // identity is a store with a certificate that somebody signed.
@@ -114,8 +120,16 @@ func statusBy(t *testing.T, c *cluster.Cluster, what string, security *wire.TLS,
 // A cluster with certificates: who has a token is let in once; who has none, or a bad certificate, is
 // told so in one line by every server and gets nothing.
 func TestTLS(t *testing.T) {
-	c := start(t, func(s *cluster.Spec) { s.TLS = true })
+	c, ca := startSigned(t)
 	sock := c.SocketAddr(2)
+	kept := filepath.Join(c.Dir(), "node-1", "data", "identity", "ca")
+	eventually(t, "node 1 has removed the authority's key", func() bool {
+		_, err := os.Stat(kept + "-key.pem")
+		return errors.Is(err, os.ErrNotExist)
+	})
+	if _, err := os.Stat(kept + ".pem"); err != nil {
+		t.Errorf("the authority's certificate is gone too: %v", err)
+	}
 	status := done(t, "admin", "status", "--server", sock)
 	if !strings.Contains(status, "TLS, CA fingerprint") {
 		t.Errorf("the status says nothing of certificates:\n%s", status)
@@ -126,8 +140,8 @@ func TestTLS(t *testing.T) {
 	}
 
 	t.Run("tokens", func(t *testing.T) { tokensWork(t, c, sock) })
-	t.Run("bad certificates", func(t *testing.T) { badCertificates(t, c) })
-	t.Run("revoked", func(t *testing.T) { revokedIsCut(t, c, sock) })
+	t.Run("bad certificates", func(t *testing.T) { badCertificates(t, c, ca) })
+	t.Run("revoked", func(t *testing.T) { revokedIsCut(t, c, ca, sock) })
 	t.Run("off", func(t *testing.T) {
 		if err := c.Kill(3); err != nil {
 			t.Fatal(err)
@@ -168,6 +182,7 @@ func tokensWork(t *testing.T, c *cluster.Cluster, sock string) {
 	dir := filepath.Join(t.TempDir(), "id")
 	done(t, "admin", "enrol", "--token", token, "--identity-dir", dir, "--server", server)
 	done(t, "admin", "status", "--identity-dir", dir, "--server", server)
+	enrolledIsListed(t, dir, sock)
 	refused(t, "used already", "admin", "enrol", "--token", token, "--identity-dir", filepath.Join(t.TempDir(), "id"), "--server", server)
 	for path, mode := range map[string]os.FileMode{dir: 0o700, filepath.Join(dir, "key.pem"): 0o600, filepath.Join(dir, "cert.pem"): 0o600} {
 		if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != mode {
@@ -202,11 +217,38 @@ func tokensWork(t *testing.T, c *cluster.Cluster, sock string) {
 	refused(t, "connections are encrypted", "admin", "nodes", "--server", server)
 }
 
+// enrolledIsListed wants the key in an administrator's directory to be known by the cluster.
+func enrolledIsListed(t *testing.T, dir, sock string) {
+	t.Helper()
+	store, err := pki.OpenStore(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the key and the founders' are listed", func() bool {
+		var listed struct {
+			Identities []struct {
+				Key, Role string
+				Revoked   bool
+			}
+		}
+		if err := json.Unmarshal([]byte(done(t, "admin", "identity", "list", "--json", "--server", sock)), &listed); err != nil {
+			t.Fatal(err)
+		}
+		found, servers := false, 0
+		for _, l := range listed.Identities {
+			if l.Role == "storage" {
+				servers++
+			}
+			found = found || l.Key == store.Identity().Who.Key && l.Role == "admin" && !l.Revoked
+		}
+		return found && servers == 3
+	})
+}
+
 // anyServer takes every server for what it says to be.
 func anyServer([]*x509.Certificate) (cfs.Principal, error) { return cfs.Principal{}, nil }
 
-func badCertificates(t *testing.T, c *cluster.Cluster) {
-	ca := authority(t, c)
+func badCertificates(t *testing.T, c *cluster.Cluster, ca cfs.CA) {
 	foreign, err := pki.NewAuthority(c.ClusterID(), time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -230,8 +272,7 @@ func badCertificates(t *testing.T, c *cluster.Cluster) {
 	statusBy(t, c, "a server that is another cluster's", client.Secured(identity(t, &foreign, &foreign, who, now, 0), time.Now), "the server's")
 }
 
-func revokedIsCut(t *testing.T, c *cluster.Cluster, sock string) {
-	ca := authority(t, c)
+func revokedIsCut(t *testing.T, c *cluster.Cluster, ca cfs.CA, sock string) {
 	store := identity(t, &ca, &ca, cfs.Principal{ClusterID: c.ClusterID(), Role: cfs.RoleClient}, time.Now(), 0)
 	security := client.Secured(store, time.Now)
 	conn, err := wire.Dial(t.Context(), c.Addrs()[0], wire.DialConfig{Hello: wire.Identity{Name: "test"}, DialTimeout: patience, TLS: security})
@@ -239,7 +280,8 @@ func revokedIsCut(t *testing.T, c *cluster.Cluster, sock string) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	done(t, "admin", "revoke", store.Identity().Who.Serial, "--server", sock)
+	renewForOther(t, c, conn)
+	done(t, "admin", "revoke", store.Identity().Who.Key, "--server", sock)
 	select {
 	case <-conn.Done():
 	case <-time.After(patience):
@@ -260,6 +302,70 @@ func revokedIsCut(t *testing.T, c *cluster.Cluster, sock string) {
 		return true
 	})
 	statusBy(t, c, "a revoked certificate", security, "it was revoked")
+	key, err := store.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := pki.Sign(&ca, pki.Request{Who: store.Identity().Who, PublicKey: key}, time.Now())
+	if err == nil {
+		err = store.Save(cert, ca.Cert)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	statusBy(t, c, "a new certificate of a revoked key", security, "it was revoked")
+	powerless(t, c, identity(t, &ca, &ca, cfs.Principal{ClusterID: c.ClusterID(), Role: cfs.RoleStorage, Node: 9}, time.Now(), 0))
+}
+
+// powerless wants a server's certificate to be good for nothing, as its number is not the cluster's.
+func powerless(t *testing.T, c *cluster.Cluster, store *pki.Store) {
+	t.Helper()
+	node := store.Identity().Who.Node
+	key, err := store.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the servers refuse a server that is not theirs", func() bool {
+		beats, renewals := 0, 0
+		for _, addr := range c.Addrs() {
+			conn, err := wire.Dial(t.Context(), addr, wire.DialConfig{Hello: wire.Identity{NodeID: node, Name: "test"}, DialTimeout: patience, TLS: client.Secured(store, time.Now)})
+			if err != nil {
+				return false // it is restarting
+			}
+			defer conn.Close()
+			says := func(op wire.Op, req, reply proto.Message, kind cfs.Kind, what string) bool {
+				_, err := conn.Call(t.Context(), op, req, nil, reply, nil)
+				return cfs.KindOf(err) == kind && strings.Contains(err.Error(), what)
+			}
+			if !says(wire.OpQuery, wire.QueryToPB(&cfs.Query{Kind: cfs.QueryMap}), &wirepb.Answer{}, cfs.Unavailable, "not in this server's map") {
+				return false
+			}
+			if says(wire.OpHeartbeat, &wirepb.Heartbeat{Node: &wirepb.Node{Id: uint32(node)}}, &wirepb.HeartbeatReply{}, cfs.Denied, "join it with a token") {
+				beats++
+			}
+			if says(wire.OpEnrol, &wirepb.Enrol{PublicKey: key}, &wirepb.EnrolReply{}, cfs.Denied, "join it with a token") {
+				renewals++
+			}
+		}
+		return beats == 1 && renewals == 1 // the leader's
+	})
+}
+
+// renewForOther wants a renewal for another key refused by every server, by the leader for what it is.
+func renewForOther(t *testing.T, c *cluster.Cluster, conn *wire.Conn) {
+	t.Helper()
+	other, err := pki.OpenStore(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := other.PublicKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = conn.Call(t.Context(), wire.OpEnrol, &wirepb.Enrol{PublicKey: key}, nil, &wirepb.EnrolReply{}, nil)
+	if kind := cfs.KindOf(err); kind != cfs.NotLeader && (kind != cfs.Denied || !strings.Contains(err.Error(), "own key")) {
+		t.Errorf("a renewal for another key: %v", err)
+	}
 }
 
 // Certificates that live for seconds are renewed while a mount and the servers go on with the connections that they have.

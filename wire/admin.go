@@ -32,7 +32,7 @@ const (
 	VerbTokenCreate
 	// VerbTokenRemove {Text: its id}; the leader.
 	VerbTokenRemove
-	// VerbRevoke refuses a certificate {Text: its serial number in hex}; the leader.
+	// VerbRevoke refuses a key {Text: its id}; the leader.
 	VerbRevoke
 	// VerbSessionExpire ends a session {Session}; the leader.
 	VerbSessionExpire

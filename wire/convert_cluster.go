@@ -108,7 +108,7 @@ func (r *refusal) clusterMap(m *wirepb.Map) *cfs.Map {
 	return &cfs.Map{
 		ClusterID: m.GetClusterId(), Version: m.GetVersion(),
 		Nodes: list(m.GetNodes(), r.node), Devices: list(m.GetDevices(), r.device), Groups: list(m.GetGroups(), r.group),
-		Jobs: list(m.GetJobs(), r.job), TLSOff: m.GetTlsOff(), CA: r.label("fingerprint", m.GetCa()), Revoked: list(m.GetRevoked(), func(b []byte) string { return r.label("serial number", b) }),
+		Jobs: list(m.GetJobs(), r.job), TLSOff: m.GetTlsOff(), CA: r.label("fingerprint", m.GetCa()), Revoked: list(m.GetRevoked(), func(b []byte) string { return r.label("key", b) }),
 	}
 }
 

@@ -67,6 +67,7 @@ func AnswerToPB(a *cfs.Answer) *wirepb.Answer {
 
 		Leased: a.Leased, Lock: lockToPB(a.Lock), Changes: list(a.Changes, changeToPB), Consumers: list(a.Consumers, consumerToPB),
 		Sessions: list(a.Sessions, sessionToPB), Tokens: list(a.Tokens, func(t cfs.Token) *wirepb.Token { return TokenToPB(&t) }),
+		Enrolled: list(a.Enrolled, enrolledToPB),
 	}
 	if a.Next != (cfs.Window{}) {
 		m.Next = windowToPB(a.Next)
@@ -100,7 +101,7 @@ func AnswerFromPB(m *wirepb.Answer) (*cfs.Answer, error) {
 		Usage:   list(m.GetUsage(), UsageFromPB),
 
 		Leased: m.GetLeased(), Lock: r.lock(m.GetLock()), Changes: list(m.GetChanges(), r.change), Consumers: list(m.GetConsumers(), r.consumer),
-		Sessions: list(m.GetSessions(), r.session), Tokens: list(m.GetTokens(), r.token),
+		Sessions: list(m.GetSessions(), r.session), Tokens: list(m.GetTokens(), r.token), Enrolled: list(m.GetEnrolled(), r.enrolled),
 	}
 	if m.GetMap() != nil {
 		a.Map = r.clusterMap(m.GetMap())

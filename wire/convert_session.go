@@ -101,6 +101,20 @@ func TokenToPB(t *cfs.Token) *wirepb.Token {
 	return &wirepb.Token{Id: nameToPB(t.ID), Hash: t.Hash, Role: uint32(t.Role), ExpiresNs: t.ExpiresNS}
 }
 
+// enrolledToPB is nil for the zero Enrolled.
+func enrolledToPB(e cfs.Enrolled) *wirepb.Enrolled {
+	if e == (cfs.Enrolled{}) {
+		return nil
+	}
+	return &wirepb.Enrolled{Key: nameToPB(e.Key), Role: uint32(e.Role), Node: uint32(e.Node), Name: nameToPB(e.Name), AtNs: e.AtNS}
+}
+
+func (r *refusal) enrolled(m *wirepb.Enrolled) cfs.Enrolled {
+	r.check(m.GetRole() <= uint32(cfs.RoleAdmin), "role %d", m.GetRole())
+	return cfs.Enrolled{Key: r.label("key", m.GetKey()), Role: cfs.Role(m.GetRole()), Node: cfs.NodeID(r.narrow16("node id", m.GetNode())),
+		Name: r.label("name", m.GetName()), AtNS: m.GetAtNs()}
+}
+
 func (r *refusal) token(m *wirepb.Token) cfs.Token {
 	r.check(m.GetRole() <= uint32(cfs.RoleAdmin), "role %d", m.GetRole())
 	r.check(len(m.GetHash()) <= MaxSecret, "hash of %d bytes", len(m.GetHash()))

@@ -38,7 +38,7 @@ func (f filler) fill(v reflect.Value) {
 		*p = cfs.OpKind(1 + f.IntN(int(cfs.OpSetReplica)))
 		return
 	case *cfs.QueryKind:
-		*p = cfs.QueryKind(1 + f.IntN(int(cfs.QueryTokens)))
+		*p = cfs.QueryKind(1 + f.IntN(int(cfs.QueryEnrolled)))
 		return
 	case *cfs.Extent:
 		f.extent(p)

@@ -48,7 +48,7 @@ type Peer struct {
 
 	// Of the certificate, or of the process at the other end of a unix socket.
 	Role      cfs.Role
-	Serial    string     // the certificate's number, "" without one
+	Key       string     // the id of the certificate's key, "" without one
 	Certified cfs.NodeID // the server that the certificate is of, 0 for none
 
 	maxInFlight int // of a server

@@ -32,6 +32,7 @@ type Pool struct {
 
 	mu     sync.Mutex
 	closed bool
+	gone   func(*Peer) error // of the last Cut; nil for none
 	addrs  map[string]*poolAddr
 }
 
@@ -150,6 +151,12 @@ func (p *Pool) dial(addr string, s *poolSlot) {
 	if p.closed && err == nil {
 		c.Close()
 		c, err = nil, cfs.E("pool", cfs.Closed, nil)
+	}
+	if err == nil && p.gone != nil {
+		if err = p.gone(c.peer); err != nil {
+			c.fail(err)
+			c = nil
+		}
 	}
 	s.conn, s.err = c, err
 	s.flushEarly()

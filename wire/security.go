@@ -7,7 +7,6 @@ import (
 	"errors"
 	"net"
 	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,7 +19,7 @@ import (
 // Unix sockets stay plain: the kernel says who is at the other end.
 
 const (
-	// maxHandshakes bounds the TLS handshakes that a server makes at a time: they cost it
+	// maxHandshakes bounds the TLS handshakes that a server computes at a time: they cost it
 	// more than anything else that a stranger can ask for. Others wait, as long as for a hello.
 	maxHandshakes = 64
 	// corkBytes is how much a TLS connection gathers before a system call.
@@ -37,7 +36,7 @@ const (
 
 // TLS is how the connections of one side are encrypted, and how it knows whom it talks to.
 type TLS struct {
-	// Config is how to encrypt a connection that is made or taken now.
+	// Config is how to encrypt a connection that is made or taken now, for that one alone.
 	Config func() *tls.Config
 	// Judge says who a peer is by the certificates that it has shown, at least one and its own
 	// first, or why it is not trusted. The error is told to the peer. Of a server RoleNone
@@ -50,8 +49,9 @@ type TLS struct {
 // find out whether the peer speaks TLS is read again.
 type corked struct {
 	net.Conn
-	in    []byte // of the one reader: several records in one system call
-	again []byte // what it has read and TLS has not
+	in     []byte // of the one reader: several records in one system call
+	again  []byte // what it has read and TLS has not
+	before func() // what happens before the peer is waited for in the handshake; nil for nothing
 
 	mu  sync.Mutex
 	on  bool
@@ -61,6 +61,9 @@ type corked struct {
 // Read is what was read too early, then the socket.
 func (k *corked) Read(b []byte) (int, error) {
 	if len(k.again) == 0 {
+		if k.before != nil {
+			k.before()
+		}
 		if len(b) >= corkBytes {
 			return k.Conn.Read(b)
 		}
@@ -198,19 +201,17 @@ func (c *serverConn) secure() (who cfs.Principal, refusal, broken error) {
 		c.r.buf[0], c.r.w = first[0], 1
 		return who, cfs.Errorf("", cfs.Denied, textPlain), nil
 	}
-	select {
-	case c.s.handshakes <- struct{}{}:
-		defer func() { <-c.s.handshakes }()
-	case <-time.After(helloTimeout):
-		return who, nil, cfs.Errorf("TLS handshake with "+c.r.peer, cfs.Overloaded, "%d others are being made", maxHandshakes)
-	case <-c.ctx.Done():
-		return who, nil, c.ctx.Err()
-	}
-	s := &secured{under: &corked{Conn: c.raw, again: first}}
-	s.Conn = tls.Server(s.under, c.s.cfg.TLS.Config())
-	ctx, cancel := context.WithTimeout(c.ctx, helloTimeout)
+	at := &place{s: c.s}
+	s := &secured{under: &corked{Conn: c.raw, again: first, before: at.give}}
+	config := c.s.cfg.TLS.Config()
+	config.GetConfigForClient = at.take
+	s.Conn = tls.Server(s.under, config)
+	ctx, cancel := context.WithTimeout(c.ctx, c.s.helloWithin)
 	defer cancel()
-	if err := s.HandshakeContext(ctx); err != nil {
+	err := s.HandshakeContext(ctx)
+	at.give()
+	s.under.before = nil
+	if err != nil {
 		return who, nil, cfs.E("TLS handshake with "+c.r.peer, cfs.Unavailable, err)
 	}
 	c.nc, c.r.conn, c.w.conn = s, s, s
@@ -252,11 +253,13 @@ func (p *Peer) is(who cfs.Principal) error {
 	if p.ClusterID != "" && who.ClusterID != "" && p.ClusterID != who.ClusterID {
 		return cfs.Errorf("hello from "+p.Addr, cfs.Denied, "it says to be of cluster %q, its certificate of %q", p.ClusterID, who.ClusterID)
 	}
-	p.Role, p.Serial, p.Certified = who.Role, who.Serial, who.Node
+	p.Role, p.Key, p.Certified = who.Role, who.Key, who.Node
 	return nil
 }
 
-// Cut ends every connection whose peer gone says is not to be one any more, and tells it why.
+// Cut ends every connection whose peer gone says is not to be one any more, and tells it why. A peer that reads nothing is
+// not told, and its connection lasts until that is noticed; one that has not said hello yet is passed over. Neither is
+// served meanwhile where ServerConfig.Allow asks the same as gone.
 func (s *Server) Cut(gone func(*Peer) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -274,10 +277,12 @@ func (s *Server) Cut(gone func(*Peer) error) {
 	}
 }
 
-// Cut ends every connection of the pool whose peer gone says is not to be one any more.
+// Cut ends every connection of the pool whose peer gone says is not to be one any more. Those that are made later, until
+// the next Cut, are asked for too: one that is being made now was judged before.
 func (p *Pool) Cut(gone func(*Peer) error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.gone = gone
 	for _, a := range p.addrs {
 		for i := range a.slots {
 			if c := a.slots[i].conn; c != nil {

@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -79,7 +80,7 @@ func TestTLSCarriesEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p := c.Peer(); p.Role != cfs.RoleStorage || p.Certified != 1 || p.NodeID != 1 || p.Serial == "" {
+	if p := c.Peer(); p.Role != cfs.RoleStorage || p.Certified != 1 || p.NodeID != 1 || !cfs.ValidKey(p.Key) {
 		t.Errorf("the server is %+v", p)
 	}
 	errs := make(chan error, 16)
@@ -292,23 +293,228 @@ func TestUnixPeer(t *testing.T) {
 	deniedIn(t, "a unix socket's peer as a server", err, "says to be node 1")
 }
 
-// TestStalledHandshake: a peer that says nothing, or stops in the middle, is in nobody's way.
+// stalling says its part of a handshake, and after the server's first answer, which it tells of, nothing any more.
+type stalling struct {
+	net.Conn
+	answered chan<- error
+}
+
+func (s *stalling) Read([]byte) (int, error) {
+	_, err := s.Conn.Read(make([]byte, 1))
+	s.answered <- err
+	return 0, net.ErrClosed
+}
+
+// lasting is a server on which a peer has for ever to say hello, and its address.
+func lasting(t *testing.T, cfg ServerConfig) (*Server, string) {
+	t.Helper()
+	ln, addr := listen(t, "tcp")
+	cfg.Hello = Identity{ClusterID: "test", NodeID: 1, Name: "server"}
+	s := NewServer(cfg)
+	s.helloWithin = time.Hour
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(ln) }()
+	t.Cleanup(func() {
+		s.Close()
+		if err := <-ended; err != nil {
+			t.Errorf("Serve: %v", err)
+		}
+	})
+	return s, addr
+}
+
+// TestStalledHandshake: a peer that says nothing, or stops in the middle, is in nobody's way, however long
+// it is waited for.
 func TestStalledHandshake(t *testing.T) {
 	ca := newAuthority(t)
-	_, addr := serve(t, "tcp", ServerConfig{Handler: echo(t), TLS: identified(t, ca, storageOf(1))})
-	for i := range maxHandshakes + 10 {
+	_, addr := lasting(t, ServerConfig{Handler: echo(t), TLS: identified(t, ca, storageOf(1))})
+	answered := make(chan error, 2*maxHandshakes)
+	for i := range 3 * maxHandshakes {
 		nc, err := net.Dial("tcp", addr)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer nc.Close()
-		if i%2 == 0 { // the others say nothing
-			nc.Write([]byte{recordTLS, 3})
+		switch {
+		case i < maxHandshakes && i%2 == 0: // says nothing
+		case i < maxHandshakes:
+			if _, err := nc.Write([]byte{recordTLS, 3}); err != nil {
+				t.Fatal(err)
+			}
+		default: // the server computes, and waits for the rest
+			if err := nc.SetReadDeadline(time.Now().Add(60 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			config := pki.Anonymous()
+			config.NextProtos = []string{fmt.Sprint(i)}
+			if err := tls.Client(&stalling{nc, answered}, config).HandshakeContext(t.Context()); err == nil {
+				t.Fatal("the handshake is over")
+			}
+		}
+	}
+	for range cap(answered) {
+		if err := <-answered; err != nil {
+			t.Fatalf("not answered: %v", err)
 		}
 	}
 	if _, err := dialAs(t, addr, 0, identified(t, ca, clientOf())); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestRoom: where every place is taken whoever has not said hello the longest goes, and unix sockets have a reserve.
+func TestRoom(t *testing.T) {
+	s := NewServer(ServerConfig{})
+	defer s.Close()
+	var conns []*serverConn
+	for i := range maxServerConns {
+		nc, _ := net.Pipe()
+		c := s.newConn(nc)
+		c.since = time.Unix(int64(i), 0)
+		if i < maxServerConns-2 {
+			c.greetedPeer.Store(&Peer{})
+		}
+		conns = append(conns, c)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, c := range conns {
+		tcp, unix := s.room(true), s.room(false)
+		if want := i < maxServerConns-socketReserve; tcp != want && i < maxServerConns-2 || !unix {
+			t.Fatalf("with %d connections: TCP %v, unix %v", i, tcp, unix)
+		}
+		s.conns[c] = struct{}{}
+	}
+	slow, later := conns[maxServerConns-2], conns[maxServerConns-1]
+	if _, there := s.conns[slow]; there || slow.ctx.Err() == nil {
+		t.Error("the first that has not said hello is still there")
+	}
+	s.conns[slow] = struct{}{}
+	slow.greetedPeer.Store(&Peer{})
+	if !s.room(false) || later.ctx.Err() == nil {
+		t.Error("the second is still there")
+	}
+	s.conns[later] = struct{}{}
+	later.greetedPeer.Store(&Peer{})
+	if s.room(false) {
+		t.Error("there is room, and nobody to go")
+	}
+	clear(s.conns)
+}
+
+// TestStrangers: peers without a certificate are few, do not stay, and get little memory.
+func TestStrangers(t *testing.T) {
+	ca := newAuthority(t)
+	asked := make(chan int, 1)
+	h := handlerFunc(func(_ context.Context, r *Request) (Response, error) {
+		asked <- len(r.Body)
+		return Response{}, nil
+	})
+	s, addr := serve(t, "tcp", ServerConfig{Handler: h, TLS: identified(t, ca, storageOf(1))})
+	nobody := &TLS{Config: pki.Anonymous, Judge: func([]*x509.Certificate) (cfs.Principal, error) { return cfs.Principal{}, nil }}
+	c, err := dialAs(t, addr, 0, nobody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	big := &wirepb.Enrol{PublicKey: make([]byte, maxStrangerBody)}
+	if _, err := c.Call(t.Context(), OpEnrol, big, nil, nil, nil); cfs.KindOf(err) != cfs.TooBig {
+		t.Errorf("a big body: %v", err)
+	}
+	if _, err := c.Call(t.Context(), OpEnrol, &wirepb.Enrol{PublicKey: make([]byte, 100)}, nil, nil, nil); err != nil || <-asked < 100 {
+		t.Errorf("a small body: %v", err)
+	}
+	known, err := dialAs(t, addr, 0, identified(t, ca, clientOf()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := known.Call(t.Context(), OpEnrol, big, nil, nil, nil); err != nil || <-asked < maxStrangerBody {
+		t.Errorf("a big body of a peer with a certificate: %v", err)
+	}
+	count := func(n int) int {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.strangers += n
+		return s.strangers
+	}
+	if n := count(maxStrangers - 1); n != maxStrangers {
+		t.Errorf("%d strangers are counted, want 1", n-maxStrangers+1)
+	}
+	if _, err := dialAs(t, addr, 0, nobody); cfs.KindOf(err) != cfs.Overloaded {
+		t.Errorf("one too many: %v", err)
+	}
+	if _, err := dialAs(t, addr, 0, identified(t, ca, clientOf())); err != nil {
+		t.Errorf("one with a certificate: %v", err)
+	}
+	count(1 - maxStrangers)
+	ends := 0
+	s.mu.Lock()
+	for sc := range s.conns {
+		if sc.stranger != nil && sc.stranger.Reset(0) { // as if its time were over
+			ends++
+		}
+	}
+	s.mu.Unlock()
+	if ends != 1 {
+		t.Errorf("%d connections have an end, want the stranger's", ends)
+	}
+	select {
+	case <-c.Done():
+	case <-time.After(60 * time.Second):
+		t.Fatal("it stays")
+	}
+	if _, err := known.Call(t.Context(), OpPing, nil, nil, nil, nil); err != nil {
+		t.Errorf("the one with a certificate: %v", err)
+	}
+	for deadline := time.Now().Add(60 * time.Second); count(0) != 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it is counted for ever")
+		}
+	}
+}
+
+// TestRevokedLate: who is revoked between its handshake and its hello gets nothing, and no pool keeps a connection to it.
+func TestRevokedLate(t *testing.T) {
+	ca := newAuthority(t)
+	var revoked atomic.Value
+	revoked.Store("")
+	gone := func(p *Peer) error {
+		if p.Key == revoked.Load() {
+			return cfs.Errorf("", cfs.Denied, "key %s was revoked", p.Key)
+		}
+		return nil
+	}
+	// after has something happen when a certificate has been judged, and before the hello.
+	after := func(security *TLS, do func(key string)) *TLS {
+		judge := security.Judge
+		security.Judge = func(certs []*x509.Certificate) (cfs.Principal, error) {
+			who, err := judge(certs)
+			do(who.Key)
+			return who, err
+		}
+		return security
+	}
+	keys := make(chan string, 2)
+	s, addr := serve(t, "tcp", ServerConfig{Handler: echo(t), Allow: func(p *Peer, _ Op) error { return gone(p) },
+		TLS: after(identified(t, ca, storageOf(1)), func(key string) { keys <- key })})
+	late := after(identified(t, ca, clientOf()), func(string) {
+		revoked.Store(<-keys)
+		s.Cut(gone)
+	})
+	c, err := dialAs(t, addr, 0, late)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Call(t.Context(), OpGetShard, &wirepb.GetShard{Device: 1}, nil, nil, nil)
+	deniedIn(t, "a client that says hello late", err, "was revoked")
+
+	var pool *Pool
+	pool = NewPool(DialConfig{Hello: Identity{ClusterID: "test"}, DialTimeout: 30 * time.Second, TLS: after(identified(t, ca, clientOf()), func(key string) {
+		revoked.Store(key)
+		pool.Cut(gone)
+	})}, 1)
+	defer pool.Close()
+	_, err = pool.Conn(t.Context(), addr)
+	deniedIn(t, "a server that is revoked meanwhile", err, "was revoked")
 }
 
 // BenchmarkTLS is BenchmarkCall and BenchmarkPayload with and without.

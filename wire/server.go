@@ -85,8 +85,9 @@ type ServerConfig struct {
 	Logger      *slog.Logger // nil: silence
 	Metrics     *Metrics     // nil: none
 	TLS         *TLS         // of TCP connections; nil: they are not encrypted
-	// Allow says whether a peer may ask for an operation; nil: everything. It is asked before
-	// anything of the request but its header is taken in, and its error is the answer.
+	// Allow says whether a peer may ask for an operation; nil: everything. It is asked for each request,
+	// before anything of it but its header is taken in, and its error is the answer. So it is where a peer that
+	// is not to be served any more is refused.
 	Allow func(*Peer, Op) error
 }
 
@@ -100,12 +101,14 @@ type Server struct {
 	bodies   sync.Pool // *[]byte
 	wg       sync.WaitGroup
 
-	handshakes chan struct{} // one for each that is being made
+	handshakes  chan struct{} // one for each that is being computed
+	helloWithin time.Duration // helloTimeout, but in tests
 
 	mu        sync.Mutex
 	closed    bool
 	listeners map[net.Listener]struct{}
 	conns     map[*serverConn]struct{}
+	strangers int // of conns, those that have said hello without a certificate
 }
 
 // NewServer makes a server; Serve starts it.
@@ -121,7 +124,7 @@ func NewServer(cfg ServerConfig) *Server {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{cfg: cfg, listeners: map[net.Listener]struct{}{}, conns: map[*serverConn]struct{}{},
-		handshakes: make(chan struct{}, maxHandshakes)}
+		handshakes: make(chan struct{}, maxHandshakes), helloWithin: helloTimeout}
 	s.receiver, _ = cfg.Handler.(Receiver)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s
@@ -167,7 +170,7 @@ func (s *Server) start(nc net.Conn) {
 	c := s.newConn(nc)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || len(s.conns) >= maxServerConns {
+	if s.closed || !s.room(isTCP(nc)) {
 		if !s.closed {
 			s.cfg.Logger.Warn("too many connections", "peer", peerAddr(nc), "max", maxServerConns)
 		}

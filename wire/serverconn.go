@@ -30,6 +30,8 @@ type serverConn struct {
 	// connection end; the server's watchdog looks for it.
 	blocked     atomic.Bool
 	greetedPeer atomic.Pointer[Peer]
+	since       time.Time             // when it was accepted
+	stranger    *time.Timer           // ends it; nil for a peer with a certificate, and where there are none
 	cut         atomic.Pointer[error] // why the connection is to end
 	wg          sync.WaitGroup
 
@@ -56,7 +58,7 @@ type call struct {
 
 func (s *Server) newConn(nc net.Conn) *serverConn {
 	c := &serverConn{
-		s: s, raw: nc, nc: nc,
+		s: s, raw: nc, nc: nc, since: time.Now(),
 		r:     frameReader{conn: nc, peer: peerAddr(nc), buf: make([]byte, readBufferBytes)},
 		slots: make(chan struct{}, s.cfg.MaxInFlight),
 		calls: map[uint64]*call{},
@@ -78,6 +80,7 @@ func (c *serverConn) run() {
 	c.s.cfg.Metrics.connOpened(sideServer)
 	defer c.s.cfg.Metrics.connClosed(sideServer)
 	log := c.s.cfg.Logger.With("peer", c.r.peer)
+	defer c.familiar()
 	err := c.greeted()
 	if err != nil {
 		c.farewell(OpHello, err)
@@ -111,7 +114,7 @@ func (c *serverConn) run() {
 
 // greeted is the server's side of the hello.
 func (c *serverConn) greeted() error {
-	c.raw.SetDeadline(time.Now().Add(helloTimeout))
+	c.raw.SetDeadline(time.Now().Add(c.s.helloWithin))
 	c.r.fixed = true
 	who, refusal, err := c.secure()
 	if err != nil {
@@ -134,6 +137,11 @@ func (c *serverConn) greeted() error {
 	if c.s.cfg.TLS != nil {
 		if err := peer.is(who); err != nil {
 			return err
+		}
+		if peer.Role == cfs.RoleNone {
+			if err := c.strange(); err != nil {
+				return err
+			}
 		}
 	}
 	frame, err := connFrame(OpHello, flagReply, helloToPB(own, c.s.cfg.MaxInFlight))
@@ -276,6 +284,10 @@ func (k *call) receive(h *header) error {
 	c := k.c
 	if k.err = c.allow(h.op); k.err != nil {
 		return c.r.skip(int(h.bodyLen)+int(h.payloadLen), "request that is not allowed")
+	}
+	if c.stranger != nil && h.bodyLen > maxStrangerBody {
+		k.err = cfs.Errorf("", cfs.TooBig, "a body of %d bytes without a certificate, at most %d", h.bodyLen, maxStrangerBody)
+		return c.r.skip(int(h.bodyLen)+int(h.payloadLen), "request that is too big")
 	}
 	k.body, _ = c.s.bodies.Get().(*[]byte)
 	if k.body == nil {

@@ -77,7 +77,7 @@ func adminCommand(p pace) *cobra.Command {
 	}
 	cmd.AddCommand(f.deviceCommand(), f.voterCommand(), f.nodeCommand(), f.jobCommand(), f.scrubCommand(), f.fsckCommand())
 	cmd.AddCommand(f.sessionsCommand(), f.sessionCommand(), f.topCommand(), f.journalCommand())
-	cmd.AddCommand(f.tokenCommand(), f.revokeCommand(), f.enrolCommand())
+	cmd.AddCommand(f.tokenCommand(), f.identityCommand(), f.revokeCommand(), f.enrolCommand())
 	return cmd
 }
 

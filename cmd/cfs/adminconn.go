@@ -48,7 +48,9 @@ func (f *adminFlags) connect(ctx context.Context) (*conn, error) {
 	if f.timeout <= 0 {
 		return nil, cli.Usage("--timeout", "want a positive duration")
 	}
-	store, err := f.identity.open(ctx, []string{f.server}, "", slog.New(slog.DiscardHandler))
+	finding, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
+	store, err := f.identity.open(finding, []string{f.server}, "", slog.New(slog.DiscardHandler))
 	if err != nil {
 		return nil, err
 	}

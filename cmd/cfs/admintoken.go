@@ -1,10 +1,11 @@
 package main
 
 import (
-	"encoding/hex"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -86,12 +87,66 @@ func (f *adminFlags) tokenList(c *cobra.Command, cc *conn) error {
 	})
 }
 
+// identityDoc is an enrolled key as it is printed.
+type identityDoc struct {
+	Key      string     `json:"key"`
+	Role     string     `json:"role"`
+	Node     cfs.NodeID `json:"node,omitempty"`
+	Name     string     `json:"name"`
+	Enrolled string     `json:"enrolled"`
+	Revoked  bool       `json:"revoked"`
+}
+
+// identityCommand is `cfs admin identity`.
+func (f *adminFlags) identityCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "identity", Short: "the keys that machines have enrolled"}
+	cmd.AddCommand(f.command("list", "whose keys they are, and which were revoked", cobra.NoArgs, func(c *cobra.Command, cc *conn, _ []string) error { return f.identityList(c, cc) }))
+	return cmd
+}
+
+func (f *adminFlags) identityList(c *cobra.Command, cc *conn) error {
+	known, err := cc.query(c.Context(), &cfs.Query{Kind: cfs.QueryMap})
+	if err != nil {
+		return err
+	}
+	if known.Map == nil {
+		return cfs.Errorf("map", cfs.BadRequest, "answer without a map")
+	}
+	docs := []identityDoc{}
+	for after, more := "", true; more; {
+		a, err := cc.query(c.Context(), &cfs.Query{Kind: cfs.QueryEnrolled, Name: after})
+		if err != nil {
+			return err
+		}
+		for _, k := range a.Enrolled {
+			docs = append(docs, identityDoc{Key: k.Key, Role: k.Role.String(), Node: k.Node, Name: k.Name,
+				Enrolled: time.Unix(0, k.AtNS).UTC().Format(time.RFC3339), Revoked: slices.Contains(known.Map.Revoked, k.Key)})
+			after = k.Key
+		}
+		more = a.More && len(a.Enrolled) > 0
+	}
+	return f.print(c, map[string]any{"identities": docs}, func(w io.Writer) error {
+		t := cli.NewTable(w, "KEY", "ROLE", "NODE", "NAME", "ENROLLED", "REVOKED")
+		for _, d := range docs {
+			node, revoked := "", ""
+			if d.Node != 0 {
+				node = fmt.Sprint(d.Node)
+			}
+			if d.Revoked {
+				revoked = "revoked"
+			}
+			t.Row(d.Key, d.Role, node, d.Name, d.Enrolled, revoked)
+		}
+		return t.Flush()
+	})
+}
+
 // revokeCommand is `cfs admin revoke`.
 func (f *adminFlags) revokeCommand() *cobra.Command {
-	return f.command("revoke SERIAL", "refuse a certificate from now on, and cut its connections", cobra.ExactArgs(1),
+	return f.command("revoke KEYID", "refuse a key with all its certificates from now on, and cut its connections", cobra.ExactArgs(1),
 		func(c *cobra.Command, cc *conn, args []string) error {
-			if _, err := hex.DecodeString(args[0]); err != nil {
-				return cli.Usage("SERIAL", "%q is not a certificate's serial number in hex", args[0])
+			if !cfs.ValidKey(args[0]) {
+				return cli.Usage("KEYID", "%q is not the id of a key: %d hex digits in small letters, as \"cfs admin identity list\" and the logs show it", args[0], cfs.KeyDigits)
 			}
 			return f.identityChange(c, cc, &wirepb.Admin{Verb: uint32(wire.VerbRevoke), Text: args[0]})
 		})
@@ -112,15 +167,17 @@ func (f *adminFlags) identityChange(c *cobra.Command, cc *conn, req *wirepb.Admi
 func (f *adminFlags) enrolCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "enrol --token TOKEN", Short: "get this machine an administrator's certificate", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			store, err := f.identity.open(c.Context(), []string{f.server}, "", slog.New(slog.DiscardHandler))
+			ctx, cancel := context.WithTimeout(c.Context(), f.timeout)
+			defer cancel()
+			store, err := f.identity.open(ctx, []string{f.server}, "", slog.New(slog.DiscardHandler))
 			if err != nil {
 				return err
 			}
 			who := store.Identity()
-			doc := map[string]string{"role": who.Who.Role.String(), "serial": who.Who.Serial, "cluster_id": who.Who.ClusterID,
+			doc := map[string]string{"role": who.Who.Role.String(), "key": who.Who.Key, "cluster_id": who.Who.ClusterID,
 				"expires": who.Cert.NotAfter.UTC().Format(time.RFC3339), "identity_dir": store.Dir()}
 			return f.print(c, doc, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "certificate %s of a %s of cluster %s, in %s\n", doc["serial"], doc["role"], doc["cluster_id"], doc["identity_dir"])
+				_, err := fmt.Fprintf(w, "certificate of key %s of a %s of cluster %s, in %s\n", doc["key"], doc["role"], doc["cluster_id"], doc["identity_dir"])
 				return err
 			})
 		}}

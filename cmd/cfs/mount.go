@@ -156,7 +156,7 @@ func (f *mountFlags) identify(cmd *cobra.Command) error {
 	if f.store, err = f.identity.open(ctx, f.servers, f.clusterID, log); err != nil {
 		return err
 	}
-	if f.store != nil {
+	if f.identity.tls = f.store != nil; f.identity.tls {
 		f.identity.dir = f.store.Dir()
 	}
 	return nil
@@ -167,7 +167,8 @@ func (f *mountFlags) daemonArgs(point string) []string {
 	return []string{
 		"--foreground", "--server=" + strings.Join(f.servers, ","), "--cluster-id=" + f.clusterID,
 		"--cache-ttl=" + f.cacheTTL.String(), "--timeout=" + f.timeout.String(), "--metrics=" + f.metrics,
-		"--log-level=" + f.logLevel, "--log-file=" + f.logFile, "--identity-dir=" + f.identity.dir, "--", point,
+		"--log-level=" + f.logLevel, "--log-file=" + f.logFile, "--identity-dir=" + f.identity.dir,
+		"--tls=" + f.identity.tls.String(), "--", point,
 	}
 }
 

@@ -63,7 +63,8 @@ func sound(t *testing.T) *harness {
 		cfs.Op{Kind: cfs.OpSetJob, Job: cfs.Job{Device: out, Kind: cfs.JobRebuild, State: cfs.JobRunning}})
 	h.plan() // a slot is filled
 	h.do(0, cfs.Op{Kind: cfs.OpSetCA, CA: cfs.CA{Cert: []byte("cert"), Key: []byte("key")}})
-	h.do(0, cfs.Op{Kind: cfs.OpAddToken, Token: token("t", 1, 1<<40)}, cfs.Op{Kind: cfs.OpRevoke, Name: "0a"})
+	h.do(0, cfs.Op{Kind: cfs.OpAddToken, Token: token("t", 1, 1<<40)}, cfs.Op{Kind: cfs.OpAddToken, Token: token("u", 1, 1<<40)},
+		cfs.Op{Kind: cfs.OpUseToken, Token: token("u", 1, 0), Enrolled: enrolled(1)}, cfs.Op{Kind: cfs.OpRevoke, Name: enrolled(2).Key})
 	h.index++
 	if err := ChangeMember(h.kv, h.index, &Member{ID: 1, Addr: "n1:9400"}, false); err != nil {
 		t.Fatal(err)

@@ -33,7 +33,8 @@
 //	M node                   member: a voter or a learner, its address and its replica's data
 //	N node                   node
 //	P a                      the authority that signs certificates, or that there is none
-//	P r SERIAL               a certificate that is refused, and since when
+//	P e KEY                  a key that was enrolled with a token, for whom and when
+//	P r KEY                  a key that is refused, and since when
 //	P t ID                   a token that has not been used
 //	Q ino map                extent rows to be deleted in the background; map 0: attributes
 //	R session seq            reply of a command, for its retries

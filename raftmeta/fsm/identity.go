@@ -12,12 +12,12 @@ import (
 const (
 	// MaxTokens bounds the tokens that have not been used.
 	MaxTokens = 1024
-	// MaxRevoked bounds the certificates that are refused: every node has their numbers in its map.
+	// MaxRevoked bounds the keys that are refused: every node has their ids in its map.
 	MaxRevoked = 1024
-	// revokedFor is how long a number is kept, which is longer than any certificate lives.
+	// revokedFor is how long a key is refused, which is longer than any certificate lives: none is renewed meanwhile.
 	revokedFor = 100 * 24 * time.Hour
-	// maxSerial bounds a serial number, in hex digits.
-	maxSerial = 40
+	// maxEnrolled bounds the keys that are known to have been enrolled; beyond it the oldest is forgotten.
+	maxEnrolled = 16 << 10
 	// maxTokenID and tokenHash are the lengths of a token's id (at most) and hash, in bytes.
 	maxTokenID = 64
 	tokenHash  = sha256.Size
@@ -29,16 +29,17 @@ const (
 
 // The rows of prefixTrust, by their second byte.
 const (
-	identityCA      = 'a' // the one authority
-	identityRevoked = 'r' // then the serial number
-	identityToken   = 't' // then the token's id
+	identityCA       = 'a' // the one authority
+	identityEnrolled = 'e' // then the key's id
+	identityRevoked  = 'r' // then the key's id
+	identityToken    = 't' // then the token's id
 )
 
 func authorityKey() []byte { return []byte{prefixTrust, identityCA} }
 
-func revokedKey(serial string) []byte {
-	return append([]byte{prefixTrust, identityRevoked}, serial...)
-}
+func enrolledKey(key string) []byte { return append([]byte{prefixTrust, identityEnrolled}, key...) }
+
+func revokedKey(key string) []byte { return append([]byte{prefixTrust, identityRevoked}, key...) }
 
 func tokenKey(id string) []byte { return append([]byte{prefixTrust, identityToken}, id...) }
 
@@ -82,7 +83,27 @@ func validToken(k *cfs.Token) bool {
 	return k.ID != "" && len(k.ID) <= maxTokenID && len(k.Hash) == tokenHash && k.Role >= cfs.RoleStorage && k.Role <= cfs.RoleAdmin
 }
 
-// encodeRevoked is when a certificate was revoked; its serial number is in the key.
+// encodeEnrolled is for whom a key was enrolled; its id is in the row's key.
+func encodeEnrolled(k *cfs.Enrolled) []byte {
+	e := newEnc(15 + len(k.Name))
+	e.u8(uint8(k.Role))
+	e.u16(uint16(k.Node))
+	e.u64(uint64(k.AtNS))
+	e.bytes([]byte(k.Name))
+	return e.b
+}
+
+func decodeEnrolled(key string, b []byte) (*cfs.Enrolled, bool) {
+	d := newDec(b)
+	k := &cfs.Enrolled{Key: key, Role: cfs.Role(d.u8()), Node: cfs.NodeID(d.u16()), AtNS: int64(d.u64()), Name: string(d.bytes())}
+	return k, d.ok() && validEnrolled(k)
+}
+
+func validEnrolled(k *cfs.Enrolled) bool {
+	return cfs.ValidKey(k.Key) && len(k.Name) <= cfs.MaxName && k.Role >= cfs.RoleStorage && k.Role <= cfs.RoleAdmin && (k.Role == cfs.RoleStorage) == (k.Node != 0)
+}
+
+// encodeRevoked is when a key was revoked; its id is in the row's key.
 func encodeRevoked(atNS int64) []byte {
 	e := newEnc(8)
 	e.u64(uint64(atNS))
@@ -95,24 +116,22 @@ func decodeRevoked(b []byte) (int64, bool) {
 	return at, d.ok()
 }
 
-func validSerial(s string) bool {
-	_, err := hex.DecodeString(s)
-	return err == nil && s != "" && len(s) <= maxSerial && s == string(bytes.ToLower([]byte(s)))
-}
-
-// setCA records the authority, or that there is none, once. The same again is no error.
-func (t *tx) setCA(c *cfs.CA) cfs.Kind {
-	if !validCA(c) {
+// setCA records the authority, or that there is none, once. The same again is no error. Each founder may come with it, for
+// whom it signed before.
+func (t *tx) setCA(c *cfs.CA, founder cfs.Enrolled) cfs.Kind {
+	named := founder != cfs.Enrolled{}
+	if founder.AtNS = t.now; !validCA(c) || named && (c.Off || founder.Role != cfs.RoleStorage || !validEnrolled(&founder)) {
 		return cfs.Invalid
 	}
-	if old, ok := t.get(authorityKey()); ok {
-		if !bytes.Equal(old, encodeCA(c)) {
-			return cfs.Conflict
-		}
-		return cfs.KindOK
+	if old, ok := t.get(authorityKey()); ok && !bytes.Equal(old, encodeCA(c)) {
+		return cfs.Conflict
+	} else if !ok {
+		t.set(authorityKey(), encodeCA(c))
+		t.changeMap()
 	}
-	t.set(authorityKey(), encodeCA(c))
-	t.changeMap()
+	if named {
+		t.enrol(&founder)
+	}
 	return cfs.KindOK
 }
 
@@ -144,8 +163,8 @@ func (t *tx) addToken(k *cfs.Token) cfs.Kind {
 	return cfs.KindOK
 }
 
-// useToken takes a token away, for him who knows its secret or, with a nil hash, for an administrator.
-func (t *tx) useToken(k *cfs.Token) cfs.Kind {
+// useToken takes a token away, for him who knows its secret and enrols or, with a nil hash, for an administrator.
+func (t *tx) useToken(k *cfs.Token, who cfs.Enrolled) cfs.Kind {
 	old, ok := load(t, tokenKey(k.ID), func(b []byte) (*cfs.Token, bool) { return decodeToken(k.ID, b) })
 	switch {
 	case !ok && len(k.Hash) == 0:
@@ -155,16 +174,45 @@ func (t *tx) useToken(k *cfs.Token) cfs.Kind {
 	case len(k.Hash) > 0 && (!bytes.Equal(old.Hash, k.Hash) || old.ExpiresNS <= t.now):
 		return cfs.Denied
 	}
+	if len(k.Hash) > 0 {
+		if who.Role, who.AtNS = old.Role, t.now; !validEnrolled(&who) {
+			return cfs.Invalid
+		}
+		t.enrol(&who)
+	}
 	t.del(tokenKey(k.ID))
 	return cfs.KindOK
 }
 
-// revoke refuses a certificate from now on; those that have expired since they were make room for it.
-func (t *tx) revoke(serial string) cfs.Kind {
-	if !validSerial(serial) {
+// enrol records a key. A server's number is in the map from then on, and what its certificate allows with it.
+func (t *tx) enrol(who *cfs.Enrolled) {
+	n := 0
+	var oldest *cfs.Enrolled
+	t.enrolled("", func(k *cfs.Enrolled) bool {
+		if n++; oldest == nil || k.AtNS < oldest.AtNS {
+			oldest = k
+		}
+		return true
+	})
+	if _, again := t.get(enrolledKey(who.Key)); !again && n >= maxEnrolled {
+		t.del(enrolledKey(oldest.Key))
+	}
+	t.set(enrolledKey(who.Key), encodeEnrolled(who))
+	if who.Node == 0 {
+		return
+	}
+	if _, ok := t.get(nodeKey(who.Node)); !ok {
+		t.set(nodeKey(who.Node), encodeNode(&cfs.Node{ID: who.Node, State: cfs.StateDown}))
+		t.changeMap()
+	}
+}
+
+// revoke refuses a key from now on; those whose last certificates have expired since they were make room for it.
+func (t *tx) revoke(id string) cfs.Kind {
+	if !cfs.ValidKey(id) {
 		return cfs.Invalid
 	}
-	if _, ok := t.get(revokedKey(serial)); ok {
+	if _, ok := t.get(revokedKey(id)); ok {
 		return cfs.KindOK
 	}
 	n := 0
@@ -180,7 +228,7 @@ func (t *tx) revoke(serial string) cfs.Kind {
 	for _, key := range old {
 		t.del(key)
 	}
-	t.set(revokedKey(serial), encodeRevoked(t.now))
+	t.set(revokedKey(id), encodeRevoked(t.now))
 	t.changeMap()
 	return cfs.KindOK
 }
@@ -199,7 +247,19 @@ func (t *tx) tokens(each func(key []byte, k *cfs.Token)) {
 	})
 }
 
-// revoked goes through the revoked certificates in the order of their numbers.
+// enrolled goes through the keys that were enrolled in the order of their ids, after one, until each is false.
+func (t *tx) enrolled(after string, each func(k *cfs.Enrolled) bool) {
+	t.scan(append(enrolledKey(after), 0), []byte{prefixTrust, identityEnrolled + 1}, func(key, v []byte) bool {
+		k, ok := decodeEnrolled(string(key[2:]), v)
+		if !ok {
+			t.corrupt(key)
+			return false
+		}
+		return each(k)
+	})
+}
+
+// revoked goes through the revoked keys in the order of their ids.
 func (t *tx) revoked(each func(key []byte, atNS int64)) {
 	prefix := revokedKey("")
 	t.scan(prefix, after(prefix), func(key, v []byte) bool {
@@ -232,6 +292,19 @@ func (t *tx) listTokens(a *cfs.Answer) {
 	})
 }
 
+// listEnrolled lists the keys that were enrolled.
+func (t *tx) listEnrolled(q *cfs.Query, a *cfs.Answer) {
+	limit := listLimit(q.Limit)
+	t.enrolled(q.Name, func(k *cfs.Enrolled) bool {
+		if len(a.Enrolled) == limit {
+			a.More = true
+			return false
+		}
+		a.Enrolled = append(a.Enrolled, *k)
+		return true
+	})
+}
+
 // ReadCA is the authority with its key; nil until it is recorded.
 func ReadCA(r Reader) (*cfs.CA, error) {
 	t := &tx{kv: r}
@@ -254,7 +327,7 @@ func ReadToken(r Reader, id string) (*cfs.Token, error) {
 
 // identity checks the rows of identity.
 func (c *checker) identity() {
-	tokens, revoked := 0, 0
+	tokens, revoked, enrolled := 0, 0, 0
 	c.each(prefixTrust, func(k, v []byte) {
 		ok := false
 		switch {
@@ -263,16 +336,19 @@ func (c *checker) identity() {
 		case len(k) > 2 && k[1] == identityToken:
 			tokens++
 			_, ok = decodeToken(string(k[2:]), v)
+		case len(k) > 2 && k[1] == identityEnrolled:
+			enrolled++
+			_, ok = decodeEnrolled(string(k[2:]), v)
 		case len(k) > 2 && k[1] == identityRevoked:
 			revoked++
 			_, ok = decodeRevoked(v)
-			ok = ok && validSerial(string(k[2:]))
+			ok = ok && cfs.ValidKey(string(k[2:]))
 		}
 		if !ok {
 			c.bad("identity record %x", k)
 		}
 	})
-	if tokens > MaxTokens || revoked > MaxRevoked {
-		c.bad("%d tokens and %d revoked certificates, at most %d and %d", tokens, revoked, MaxTokens, MaxRevoked)
+	if tokens > MaxTokens || revoked > MaxRevoked || enrolled > maxEnrolled {
+		c.bad("%d tokens, %d revoked and %d enrolled keys, at most %d, %d and %d", tokens, revoked, enrolled, MaxTokens, MaxRevoked, maxEnrolled)
 	}
 }

@@ -3,6 +3,7 @@ package fsm
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -26,6 +27,9 @@ func token(id string, secret byte, expires int64) cfs.Token {
 	return cfs.Token{ID: id, Role: cfs.RoleClient, ExpiresNS: expires, Hash: hash}
 }
 
+// enrolled is a key of a machine.
+func enrolled(n int) cfs.Enrolled { return cfs.Enrolled{Key: fmt.Sprintf("%032x", n), Name: "host"} }
+
 func TestAuthorityOnce(t *testing.T) {
 	h := newHarness(t)
 	ca := cfs.CA{Cert: []byte("cert"), Key: []byte("key")}
@@ -40,6 +44,16 @@ func TestAuthorityOnce(t *testing.T) {
 	want(h.lead(1, cfs.Op{Kind: cfs.OpSetCA, CA: ca}), cfs.KindOK)
 	want(h.lead(1, cfs.Op{Kind: cfs.OpSetCA, CA: ca}), cfs.KindOK)
 	want(h.lead(1, cfs.Op{Kind: cfs.OpSetCA, CA: cfs.CA{Off: true}}), cfs.Conflict)
+	founder := enrolled(2)
+	founder.Node = 2
+	want(h.lead(1, cfs.Op{Kind: cfs.OpSetCA, CA: ca, Enrolled: founder}), cfs.Invalid)
+	founder.Role = cfs.RoleStorage
+	want(h.lead(1, cfs.Op{Kind: cfs.OpSetCA, CA: cfs.CA{Off: true}, Enrolled: founder}), cfs.Invalid)
+	want(h.lead(7, cfs.Op{Kind: cfs.OpSetCA, CA: ca, Enrolled: founder}), cfs.KindOK)
+	founder.AtNS = 7
+	if a := h.read(&cfs.Query{Kind: cfs.QueryEnrolled}); len(a.Enrolled) != 1 || a.Enrolled[0] != founder {
+		t.Errorf("the founders are %+v", a.Enrolled)
+	}
 	m, err := ReadMap(h.kv)
 	if err != nil || m.TLSOff || len(m.CA) != 2*fingerprintBytes {
 		t.Errorf("map %+v %v", m, err)
@@ -75,7 +89,7 @@ func TestTokens(t *testing.T) {
 		{100, cfs.OpUseToken, cfs.Token{ID: "d"}, cfs.NotFound},
 		{100, cfs.OpUseToken, cfs.Token{ID: "c"}, cfs.KindOK},
 	} {
-		if got := h.lead(step.now, cfs.Op{Kind: step.kind, Token: step.tok}); got != step.want {
+		if got := h.lead(step.now, cfs.Op{Kind: step.kind, Token: step.tok, Enrolled: enrolled(1)}); got != step.want {
 			t.Errorf("%+v: %v", step, got)
 		}
 	}
@@ -97,24 +111,97 @@ func TestTokens(t *testing.T) {
 	checkSound(t, h)
 }
 
+// TestEnrolled: for whom a token was used is known, by key, and a server's number is its own from then on.
+func TestEnrolled(t *testing.T) {
+	h := newHarness(t)
+	h.lead(1, cfs.Op{Kind: cfs.OpSetCA, CA: cfs.CA{Cert: []byte("cert"), Key: []byte("key")}})
+	use := func(now int64, role cfs.Role, who cfs.Enrolled) cfs.Kind {
+		t.Helper()
+		tok := token("t", 1, now+10)
+		tok.Role = role
+		if got := h.lead(now, cfs.Op{Kind: cfs.OpAddToken, Token: tok}); got != cfs.KindOK && got != cfs.Exists {
+			t.Fatal(got)
+		}
+		return h.lead(now, cfs.Op{Kind: cfs.OpUseToken, Token: cfs.Token{ID: "t", Hash: tok.Hash}, Enrolled: who})
+	}
+	server := enrolled(7)
+	server.Node = 4
+	for _, bad := range []struct {
+		role cfs.Role
+		who  cfs.Enrolled
+	}{{cfs.RoleStorage, enrolled(7)}, {cfs.RoleClient, server}, {cfs.RoleClient, cfs.Enrolled{Key: "7"}}} {
+		if got := use(2, bad.role, bad.who); got != cfs.Invalid {
+			t.Errorf("%+v: %v", bad, got)
+		}
+		h.lead(2, cfs.Op{Kind: cfs.OpUseToken, Token: cfs.Token{ID: "t"}})
+	}
+	if a := h.read(&cfs.Query{Kind: cfs.QueryEnrolled}); len(a.Enrolled) > 0 {
+		t.Errorf("what was refused or taken back is recorded: %+v", a.Enrolled)
+	}
+	before := h.read(&cfs.Query{Kind: cfs.QueryMap}).Map.Version
+	if got := use(3, cfs.RoleStorage, server); got != cfs.KindOK {
+		t.Fatal(got)
+	}
+	m := h.read(&cfs.Query{Kind: cfs.QueryMap}).Map
+	if len(m.Nodes) != 1 || m.Nodes[0] != (cfs.Node{ID: 4, State: cfs.StateDown}) || m.Version == before {
+		t.Errorf("the map of version %d, before it %d: %+v", m.Version, before, m.Nodes)
+	}
+	known := cfs.Node{ID: 5, Addr: "n5:1", State: cfs.StateOut}
+	h.lead(4, cfs.Op{Kind: cfs.OpSetNode, Node: known})
+	again := enrolled(8)
+	again.Node = 5
+	use(5, cfs.RoleStorage, again)
+	if m = h.read(&cfs.Query{Kind: cfs.QueryMap}).Map; len(m.Nodes) != 2 || m.Nodes[1] != known {
+		t.Errorf("one that was known: %+v", m.Nodes)
+	}
+	again.Name = "host, later"
+	use(6, cfs.RoleStorage, again)
+	h.index++
+	fill := &tx{kv: h.kv, index: h.index}
+	for i := range maxEnrolled - 2 {
+		k := enrolled(100 + i)
+		k.Role, k.AtNS = cfs.RoleClient, 7
+		fill.set(enrolledKey(k.Key), encodeEnrolled(&k))
+	}
+	fill.setMark(markApplied, h.index)
+	if err := fill.commit(h.kv); err != nil {
+		t.Fatal(err)
+	}
+	use(8, cfs.RoleAdmin, enrolled(9))
+	var all []cfs.Enrolled
+	for a, from := (&cfs.Answer{More: true}), ""; a.More; from = all[len(all)-1].Key {
+		a = h.read(&cfs.Query{Kind: cfs.QueryEnrolled, Name: from, Limit: 1000})
+		all = append(all, a.Enrolled...)
+	}
+	again.Role, again.AtNS = cfs.RoleStorage, 6
+	admin := enrolled(9)
+	admin.Role, admin.AtNS = cfs.RoleAdmin, 8
+	if len(all) != maxEnrolled || all[0] != again || all[1] != admin {
+		t.Errorf("%d keys, the first are %+v", len(all), all[:2])
+	}
+	checkSound(t, h)
+}
+
 func TestRevoke(t *testing.T) {
 	h := newHarness(t)
-	for serial, want := range map[string]cfs.Kind{"00ff": cfs.KindOK, "": cfs.Invalid, "00FF": cfs.Invalid, "0x": cfs.Invalid, "abc": cfs.Invalid} {
-		if got := h.lead(5, cfs.Op{Kind: cfs.OpRevoke, Name: serial}); got != want {
-			t.Errorf("revoke %q: %v, want %v", serial, got, want)
+	first, more := enrolled(1<<30).Key, enrolled(1<<31).Key
+	for key, want := range map[string]cfs.Kind{first: cfs.KindOK, "": cfs.Invalid, strings.ToUpper(enrolled(255).Key): cfs.Invalid,
+		first[1:]: cfs.Invalid, "0" + first: cfs.Invalid, "0x" + first[2:]: cfs.Invalid} {
+		if got := h.lead(5, cfs.Op{Kind: cfs.OpRevoke, Name: key}); got != want {
+			t.Errorf("revoke %q: %v, want %v", key, got, want)
 		}
 	}
 	for i := range MaxRevoked - 1 {
-		h.lead(6, cfs.Op{Kind: cfs.OpRevoke, Name: fmt.Sprintf("%08x", i)})
+		h.lead(6, cfs.Op{Kind: cfs.OpRevoke, Name: enrolled(i).Key})
 	}
-	if got := h.lead(7, cfs.Op{Kind: cfs.OpRevoke, Name: "aa"}); got != cfs.Overloaded {
+	if got := h.lead(7, cfs.Op{Kind: cfs.OpRevoke, Name: more}); got != cfs.Overloaded {
 		t.Errorf("one too many: %v", got)
 	}
-	if got := h.lead(5+int64(revokedFor)+1, cfs.Op{Kind: cfs.OpRevoke, Name: "aa"}); got != cfs.KindOK {
+	if got := h.lead(5+int64(revokedFor)+1, cfs.Op{Kind: cfs.OpRevoke, Name: more}); got != cfs.KindOK {
 		t.Errorf("after the first may be forgotten: %v", got)
 	}
 	m, err := ReadMap(h.kv)
-	if err != nil || len(m.Revoked) != MaxRevoked || slices.Contains(m.Revoked, "00ff") || !slices.Contains(m.Revoked, "aa") {
+	if err != nil || len(m.Revoked) != MaxRevoked || slices.Contains(m.Revoked, first) || !slices.Contains(m.Revoked, more) {
 		t.Errorf("%d revoked %v", len(m.Revoked), err)
 	}
 	if revokedFor < 90*24*time.Hour {

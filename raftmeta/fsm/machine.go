@@ -214,9 +214,9 @@ var carriers = [...]func(t *tx, op *cfs.Op, res *cfs.Result) cfs.Kind{
 	cfs.OpSetConsumer:   func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setConsumer(op.Name, op.Index) },
 	cfs.OpDropConsumer:  func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.dropConsumer(op.Name) },
 	cfs.OpLock:          (*tx).setLock,
-	cfs.OpSetCA:         func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setCA(&op.CA) },
+	cfs.OpSetCA:         func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setCA(&op.CA, op.Enrolled) },
 	cfs.OpAddToken:      func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.addToken(&op.Token) },
-	cfs.OpUseToken:      func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.useToken(&op.Token) },
+	cfs.OpUseToken:      func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.useToken(&op.Token, op.Enrolled) },
 	cfs.OpRevoke:        func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.revoke(op.Name) },
 }
 

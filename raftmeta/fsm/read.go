@@ -64,6 +64,8 @@ func Read(r Reader, q *cfs.Query) (*cfs.Answer, error) {
 		a.Kind = t.queryLock(q, a)
 	case cfs.QueryTokens:
 		t.listTokens(a)
+	case cfs.QueryEnrolled:
+		t.listEnrolled(q, a)
 	case cfs.QueryWindows:
 		m, err := ReadMap(r)
 		if err != nil {

@@ -60,6 +60,8 @@ func forms() []form {
 		{"authority", recoder(decodeCA, encodeCA), [][]byte{encodeCA(&cfs.CA{Cert: []byte("cert"), Key: []byte("key")}), encodeCA(&cfs.CA{Off: true})}},
 		{"token", recoder(func(b []byte) (*cfs.Token, bool) { return decodeToken("id", b) }, encodeToken),
 			[][]byte{encodeToken(&cfs.Token{ID: "id", Role: cfs.RoleAdmin, ExpiresNS: -5, Hash: make([]byte, tokenHash)})}},
+		{"enrolled", recoder(func(b []byte) (*cfs.Enrolled, bool) { return decodeEnrolled(enrolled(1).Key, b) }, encodeEnrolled), [][]byte{
+			encodeEnrolled(&cfs.Enrolled{Role: cfs.RoleStorage, Node: 3, Name: "host", AtNS: -7}), encodeEnrolled(&cfs.Enrolled{Role: cfs.RoleClient})}},
 		{"revoked", recoder(decodeRevoked, encodeRevoked), [][]byte{encodeRevoked(-7)}},
 		{"usage", recoder(decodeUsage, encodeUsage), [][]byte{encodeUsage(usage{1, 24576})}},
 		{"group", recoder(decodePG, encodePG), [][]byte{encodePG(&cfs.PG{ID: 1, Geometry: cfs.Geo1p2, Epoch: 2, Writable: true,

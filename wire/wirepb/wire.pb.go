@@ -552,6 +552,7 @@ type Op struct {
 	Index         uint64                 `protobuf:"varint,26,opt,name=index,proto3" json:"index,omitempty"`
 	Ca            *CA                    `protobuf:"bytes,27,opt,name=ca,proto3" json:"ca,omitempty"`
 	Token         *Token                 `protobuf:"bytes,28,opt,name=token,proto3" json:"token,omitempty"`
+	Enrolled      *Enrolled              `protobuf:"bytes,29,opt,name=enrolled,proto3" json:"enrolled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -778,6 +779,13 @@ func (x *Op) GetCa() *CA {
 func (x *Op) GetToken() *Token {
 	if x != nil {
 		return x.Token
+	}
+	return nil
+}
+
+func (x *Op) GetEnrolled() *Enrolled {
+	if x != nil {
+		return x.Enrolled
 	}
 	return nil
 }
@@ -1730,6 +1738,7 @@ type Answer struct {
 	Consumers     []*Consumer            `protobuf:"bytes,20,rep,name=consumers,proto3" json:"consumers,omitempty"`
 	Sessions      []*SessionInfo         `protobuf:"bytes,21,rep,name=sessions,proto3" json:"sessions,omitempty"`
 	Tokens        []*Token               `protobuf:"bytes,22,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	Enrolled      []*Enrolled            `protobuf:"bytes,23,rep,name=enrolled,proto3" json:"enrolled,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1914,6 +1923,13 @@ func (x *Answer) GetSessions() []*SessionInfo {
 func (x *Answer) GetTokens() []*Token {
 	if x != nil {
 		return x.Tokens
+	}
+	return nil
+}
+
+func (x *Answer) GetEnrolled() []*Enrolled {
+	if x != nil {
+		return x.Enrolled
 	}
 	return nil
 }
@@ -2845,6 +2861,83 @@ func (x *Token) GetExpiresNs() int64 {
 	return 0
 }
 
+// Enrolled is a key that a certificate was signed for.
+type Enrolled struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // its id: 32 hex digits
+	Role          uint32                 `protobuf:"varint,2,opt,name=role,proto3" json:"role,omitempty"`
+	Node          uint32                 `protobuf:"varint,3,opt,name=node,proto3" json:"node,omitempty"`
+	Name          []byte                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`
+	AtNs          int64                  `protobuf:"fixed64,5,opt,name=at_ns,json=atNs,proto3" json:"at_ns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Enrolled) Reset() {
+	*x = Enrolled{}
+	mi := &file_wire_wirepb_wire_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Enrolled) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Enrolled) ProtoMessage() {}
+
+func (x *Enrolled) ProtoReflect() protoreflect.Message {
+	mi := &file_wire_wirepb_wire_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Enrolled.ProtoReflect.Descriptor instead.
+func (*Enrolled) Descriptor() ([]byte, []int) {
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *Enrolled) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *Enrolled) GetRole() uint32 {
+	if x != nil {
+		return x.Role
+	}
+	return 0
+}
+
+func (x *Enrolled) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *Enrolled) GetName() []byte {
+	if x != nil {
+		return x.Name
+	}
+	return nil
+}
+
+func (x *Enrolled) GetAtNs() int64 {
+	if x != nil {
+		return x.AtNs
+	}
+	return 0
+}
+
 // Enrol asks for a certificate for a public key: with a token, or to renew the one
 // that the connection was made with.
 type Enrol struct {
@@ -2853,13 +2946,14 @@ type Enrol struct {
 	PublicKey     []byte                 `protobuf:"bytes,2,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // DER, PKIX
 	NodeId        uint32                 `protobuf:"varint,3,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`         // of a server
 	Name          string                 `protobuf:"bytes,4,opt,name=name,proto3" json:"name,omitempty"`                            // of the machine
+	Proof         []byte                 `protobuf:"bytes,5,opt,name=proof,proto3" json:"proof,omitempty"`                          // of a seed node that was given a bootstrap token: pki.SeedProof
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Enrol) Reset() {
 	*x = Enrol{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[30]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2871,7 +2965,7 @@ func (x *Enrol) String() string {
 func (*Enrol) ProtoMessage() {}
 
 func (x *Enrol) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[30]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2884,7 +2978,7 @@ func (x *Enrol) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Enrol.ProtoReflect.Descriptor instead.
 func (*Enrol) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{30}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Enrol) GetToken() string {
@@ -2915,18 +3009,26 @@ func (x *Enrol) GetName() string {
 	return ""
 }
 
+func (x *Enrol) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
 type EnrolReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cert          []byte                 `protobuf:"bytes,1,opt,name=cert,proto3" json:"cert,omitempty"` // DER
 	Ca            []byte                 `protobuf:"bytes,2,opt,name=ca,proto3" json:"ca,omitempty"`     // DER
 	ClusterId     string                 `protobuf:"bytes,3,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	Proof         []byte                 `protobuf:"bytes,4,opt,name=proof,proto3" json:"proof,omitempty"` // where the request had one: pki.AuthorityProof
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EnrolReply) Reset() {
 	*x = EnrolReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[31]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2938,7 +3040,7 @@ func (x *EnrolReply) String() string {
 func (*EnrolReply) ProtoMessage() {}
 
 func (x *EnrolReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[31]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2951,7 +3053,7 @@ func (x *EnrolReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnrolReply.ProtoReflect.Descriptor instead.
 func (*EnrolReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{31}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EnrolReply) GetCert() []byte {
@@ -2975,6 +3077,13 @@ func (x *EnrolReply) GetClusterId() string {
 	return ""
 }
 
+func (x *EnrolReply) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
 type Node struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2988,7 +3097,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[32]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3000,7 +3109,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[32]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3013,7 +3122,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{32}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Node) GetId() uint32 {
@@ -3067,7 +3176,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[33]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3079,7 +3188,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[33]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3092,7 +3201,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{33}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Device) GetId() uint32 {
@@ -3162,7 +3271,7 @@ type Slot struct {
 
 func (x *Slot) Reset() {
 	*x = Slot{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[34]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3174,7 +3283,7 @@ func (x *Slot) String() string {
 func (*Slot) ProtoMessage() {}
 
 func (x *Slot) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[34]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3187,7 +3296,7 @@ func (x *Slot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Slot.ProtoReflect.Descriptor instead.
 func (*Slot) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{34}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Slot) GetDevice() uint32 {
@@ -3225,7 +3334,7 @@ type PG struct {
 
 func (x *PG) Reset() {
 	*x = PG{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[35]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3237,7 +3346,7 @@ func (x *PG) String() string {
 func (*PG) ProtoMessage() {}
 
 func (x *PG) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[35]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3250,7 +3359,7 @@ func (x *PG) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PG.ProtoReflect.Descriptor instead.
 func (*PG) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{35}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *PG) GetId() uint32 {
@@ -3312,7 +3421,7 @@ type Map struct {
 
 func (x *Map) Reset() {
 	*x = Map{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[36]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3324,7 +3433,7 @@ func (x *Map) String() string {
 func (*Map) ProtoMessage() {}
 
 func (x *Map) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[36]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3337,7 +3446,7 @@ func (x *Map) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Map.ProtoReflect.Descriptor instead.
 func (*Map) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{36}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Map) GetClusterId() string {
@@ -3419,7 +3528,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[37]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3431,7 +3540,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[37]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3444,7 +3553,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{37}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Job) GetDevice() uint32 {
@@ -3520,7 +3629,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[38]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3532,7 +3641,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[38]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3545,7 +3654,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{38}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Heartbeat) GetSession() uint64 {
@@ -3616,7 +3725,7 @@ type Replica struct {
 
 func (x *Replica) Reset() {
 	*x = Replica{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3628,7 +3737,7 @@ func (x *Replica) String() string {
 func (*Replica) ProtoMessage() {}
 
 func (x *Replica) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[39]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3641,7 +3750,7 @@ func (x *Replica) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Replica.ProtoReflect.Descriptor instead.
 func (*Replica) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{39}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Replica) GetNext() []byte {
@@ -3677,7 +3786,7 @@ type Fill struct {
 
 func (x *Fill) Reset() {
 	*x = Fill{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3689,7 +3798,7 @@ func (x *Fill) String() string {
 func (*Fill) ProtoMessage() {}
 
 func (x *Fill) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[40]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3702,7 +3811,7 @@ func (x *Fill) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Fill.ProtoReflect.Descriptor instead.
 func (*Fill) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{40}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Fill) GetPg() uint32 {
@@ -3738,7 +3847,7 @@ type HeartbeatReply struct {
 
 func (x *HeartbeatReply) Reset() {
 	*x = HeartbeatReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3750,7 +3859,7 @@ func (x *HeartbeatReply) String() string {
 func (*HeartbeatReply) ProtoMessage() {}
 
 func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[41]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3763,7 +3872,7 @@ func (x *HeartbeatReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatReply.ProtoReflect.Descriptor instead.
 func (*HeartbeatReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{41}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *HeartbeatReply) GetMapVersion() uint64 {
@@ -3814,7 +3923,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3826,7 +3935,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[42]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3839,7 +3948,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{42}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *StatusReply) GetClusterId() string {
@@ -3947,7 +4056,7 @@ type Admin struct {
 
 func (x *Admin) Reset() {
 	*x = Admin{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3959,7 +4068,7 @@ func (x *Admin) String() string {
 func (*Admin) ProtoMessage() {}
 
 func (x *Admin) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[43]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3972,7 +4081,7 @@ func (x *Admin) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admin.ProtoReflect.Descriptor instead.
 func (*Admin) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{43}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Admin) GetVerb() uint32 {
@@ -4063,7 +4172,7 @@ type AdminReply struct {
 
 func (x *AdminReply) Reset() {
 	*x = AdminReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4075,7 +4184,7 @@ func (x *AdminReply) String() string {
 func (*AdminReply) ProtoMessage() {}
 
 func (x *AdminReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[44]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4088,7 +4197,7 @@ func (x *AdminReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdminReply.ProtoReflect.Descriptor instead.
 func (*AdminReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{44}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AdminReply) GetDevice() uint32 {
@@ -4127,7 +4236,7 @@ type TopReply struct {
 
 func (x *TopReply) Reset() {
 	*x = TopReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[45]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4139,7 +4248,7 @@ func (x *TopReply) String() string {
 func (*TopReply) ProtoMessage() {}
 
 func (x *TopReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[45]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4152,7 +4261,7 @@ func (x *TopReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TopReply.ProtoReflect.Descriptor instead.
 func (*TopReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{45}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *TopReply) GetNodeId() uint32 {
@@ -4210,7 +4319,7 @@ type OpStats struct {
 
 func (x *OpStats) Reset() {
 	*x = OpStats{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[46]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4222,7 +4331,7 @@ func (x *OpStats) String() string {
 func (*OpStats) ProtoMessage() {}
 
 func (x *OpStats) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[46]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4235,7 +4344,7 @@ func (x *OpStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpStats.ProtoReflect.Descriptor instead.
 func (*OpStats) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{46}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *OpStats) GetName() string {
@@ -4276,7 +4385,7 @@ type HotDir struct {
 
 func (x *HotDir) Reset() {
 	*x = HotDir{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[47]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4288,7 +4397,7 @@ func (x *HotDir) String() string {
 func (*HotDir) ProtoMessage() {}
 
 func (x *HotDir) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[47]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4301,7 +4410,7 @@ func (x *HotDir) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HotDir.ProtoReflect.Descriptor instead.
 func (*HotDir) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{47}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *HotDir) GetIno() uint64 {
@@ -4330,7 +4439,7 @@ type InspectReply struct {
 
 func (x *InspectReply) Reset() {
 	*x = InspectReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[48]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4342,7 +4451,7 @@ func (x *InspectReply) String() string {
 func (*InspectReply) ProtoMessage() {}
 
 func (x *InspectReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[48]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4355,7 +4464,7 @@ func (x *InspectReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InspectReply.ProtoReflect.Descriptor instead.
 func (*InspectReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{48}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *InspectReply) GetNodeId() uint32 {
@@ -4405,7 +4514,7 @@ type DeviceInfo struct {
 
 func (x *DeviceInfo) Reset() {
 	*x = DeviceInfo{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[49]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4417,7 +4526,7 @@ func (x *DeviceInfo) String() string {
 func (*DeviceInfo) ProtoMessage() {}
 
 func (x *DeviceInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[49]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4430,7 +4539,7 @@ func (x *DeviceInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeviceInfo.ProtoReflect.Descriptor instead.
 func (*DeviceInfo) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{49}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *DeviceInfo) GetId() uint32 {
@@ -4570,7 +4679,7 @@ type ReportShard struct {
 
 func (x *ReportShard) Reset() {
 	*x = ReportShard{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[50]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4582,7 +4691,7 @@ func (x *ReportShard) String() string {
 func (*ReportShard) ProtoMessage() {}
 
 func (x *ReportShard) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[50]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4595,7 +4704,7 @@ func (x *ReportShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportShard.ProtoReflect.Descriptor instead.
 func (*ReportShard) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{50}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ReportShard) GetDevice() uint32 {
@@ -4627,7 +4736,7 @@ type CheckReply struct {
 
 func (x *CheckReply) Reset() {
 	*x = CheckReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[51]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4639,7 +4748,7 @@ func (x *CheckReply) String() string {
 func (*CheckReply) ProtoMessage() {}
 
 func (x *CheckReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[51]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4652,7 +4761,7 @@ func (x *CheckReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckReply.ProtoReflect.Descriptor instead.
 func (*CheckReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{51}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *CheckReply) GetAppliedIndex() uint64 {
@@ -4707,7 +4816,7 @@ type Raft struct {
 
 func (x *Raft) Reset() {
 	*x = Raft{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[52]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4719,7 +4828,7 @@ func (x *Raft) String() string {
 func (*Raft) ProtoMessage() {}
 
 func (x *Raft) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[52]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4732,7 +4841,7 @@ func (x *Raft) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Raft.ProtoReflect.Descriptor instead.
 func (*Raft) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{52}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Raft) GetMessages() [][]byte {
@@ -4757,7 +4866,7 @@ type Snapshot struct {
 
 func (x *Snapshot) Reset() {
 	*x = Snapshot{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[53]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4769,7 +4878,7 @@ func (x *Snapshot) String() string {
 func (*Snapshot) ProtoMessage() {}
 
 func (x *Snapshot) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[53]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4782,7 +4891,7 @@ func (x *Snapshot) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Snapshot.ProtoReflect.Descriptor instead.
 func (*Snapshot) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{53}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Snapshot) GetIndex() uint64 {
@@ -4831,7 +4940,7 @@ type ShardKey struct {
 
 func (x *ShardKey) Reset() {
 	*x = ShardKey{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[54]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4843,7 +4952,7 @@ func (x *ShardKey) String() string {
 func (*ShardKey) ProtoMessage() {}
 
 func (x *ShardKey) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[54]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4856,7 +4965,7 @@ func (x *ShardKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardKey.ProtoReflect.Descriptor instead.
 func (*ShardKey) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{54}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ShardKey) GetStripeSession() uint64 {
@@ -4894,7 +5003,7 @@ type PutShard struct {
 
 func (x *PutShard) Reset() {
 	*x = PutShard{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[55]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4906,7 +5015,7 @@ func (x *PutShard) String() string {
 func (*PutShard) ProtoMessage() {}
 
 func (x *PutShard) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[55]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4919,7 +5028,7 @@ func (x *PutShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutShard.ProtoReflect.Descriptor instead.
 func (*PutShard) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{55}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *PutShard) GetDevice() uint32 {
@@ -4970,7 +5079,7 @@ type GetShard struct {
 
 func (x *GetShard) Reset() {
 	*x = GetShard{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[56]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4982,7 +5091,7 @@ func (x *GetShard) String() string {
 func (*GetShard) ProtoMessage() {}
 
 func (x *GetShard) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[56]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4995,7 +5104,7 @@ func (x *GetShard) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShard.ProtoReflect.Descriptor instead.
 func (*GetShard) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{56}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetShard) GetDevice() uint32 {
@@ -5035,7 +5144,7 @@ type GetShardReply struct {
 
 func (x *GetShardReply) Reset() {
 	*x = GetShardReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[57]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5047,7 +5156,7 @@ func (x *GetShardReply) String() string {
 func (*GetShardReply) ProtoMessage() {}
 
 func (x *GetShardReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[57]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5060,7 +5169,7 @@ func (x *GetShardReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShardReply.ProtoReflect.Descriptor instead.
 func (*GetShardReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{57}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *GetShardReply) GetCrcs() []byte {
@@ -5080,7 +5189,7 @@ type DeleteShards struct {
 
 func (x *DeleteShards) Reset() {
 	*x = DeleteShards{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[58]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5092,7 +5201,7 @@ func (x *DeleteShards) String() string {
 func (*DeleteShards) ProtoMessage() {}
 
 func (x *DeleteShards) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[58]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5105,7 +5214,7 @@ func (x *DeleteShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteShards.ProtoReflect.Descriptor instead.
 func (*DeleteShards) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{58}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DeleteShards) GetDevice() uint32 {
@@ -5133,7 +5242,7 @@ type ListShards struct {
 
 func (x *ListShards) Reset() {
 	*x = ListShards{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[59]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5145,7 +5254,7 @@ func (x *ListShards) String() string {
 func (*ListShards) ProtoMessage() {}
 
 func (x *ListShards) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[59]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5158,7 +5267,7 @@ func (x *ListShards) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListShards.ProtoReflect.Descriptor instead.
 func (*ListShards) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{59}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *ListShards) GetDevice() uint32 {
@@ -5194,7 +5303,7 @@ type ShardInfo struct {
 
 func (x *ShardInfo) Reset() {
 	*x = ShardInfo{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[60]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5206,7 +5315,7 @@ func (x *ShardInfo) String() string {
 func (*ShardInfo) ProtoMessage() {}
 
 func (x *ShardInfo) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[60]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5219,7 +5328,7 @@ func (x *ShardInfo) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShardInfo.ProtoReflect.Descriptor instead.
 func (*ShardInfo) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{60}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *ShardInfo) GetKey() *ShardKey {
@@ -5260,7 +5369,7 @@ type ListShardsReply struct {
 
 func (x *ListShardsReply) Reset() {
 	*x = ListShardsReply{}
-	mi := &file_wire_wirepb_wire_proto_msgTypes[61]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5272,7 +5381,7 @@ func (x *ListShardsReply) String() string {
 func (*ListShardsReply) ProtoMessage() {}
 
 func (x *ListShardsReply) ProtoReflect() protoreflect.Message {
-	mi := &file_wire_wirepb_wire_proto_msgTypes[61]
+	mi := &file_wire_wirepb_wire_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5285,7 +5394,7 @@ func (x *ListShardsReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListShardsReply.ProtoReflect.Descriptor instead.
 func (*ListShardsReply) Descriptor() ([]byte, []int) {
-	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{61}
+	return file_wire_wirepb_wire_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListShardsReply) GetShards() []*ShardInfo {
@@ -5351,7 +5460,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"stripe_len\x18\t \x01(\rR\tstripeLen\"/\n" +
 	"\aPGEpoch\x12\x0e\n" +
 	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\rR\x05epoch\"\xe4\x06\n" +
+	"\x05epoch\x18\x02 \x01(\rR\x05epoch\"\x99\a\n" +
 	"\x02Op\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x06R\x03ino\x12\x10\n" +
@@ -5382,7 +5491,8 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x04lock\x18\x19 \x01(\v2\x13.claudefs.wire.LockR\x04lock\x12\x14\n" +
 	"\x05index\x18\x1a \x01(\x04R\x05index\x12!\n" +
 	"\x02ca\x18\x1b \x01(\v2\x11.claudefs.wire.CAR\x02ca\x12*\n" +
-	"\x05token\x18\x1c \x01(\v2\x14.claudefs.wire.TokenR\x05token\"\xe3\x01\n" +
+	"\x05token\x18\x1c \x01(\v2\x14.claudefs.wire.TokenR\x05token\x123\n" +
+	"\benrolled\x18\x1d \x01(\v2\x17.claudefs.wire.EnrolledR\benrolled\"\xe3\x01\n" +
 	"\aCommand\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x1b\n" +
@@ -5465,7 +5575,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x03pos\x18\x01 \x01(\x04R\x03pos\x12\x0e\n" +
 	"\x02pg\x18\x02 \x01(\rR\x02pg\x12%\n" +
 	"\x0estripe_session\x18\x03 \x01(\x04R\rstripeSession\x12%\n" +
-	"\x0estripe_counter\x18\x04 \x01(\x04R\rstripeCounter\"\xf6\x06\n" +
+	"\x0estripe_counter\x18\x04 \x01(\x04R\rstripeCounter\"\xab\a\n" +
 	"\x06Answer\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12'\n" +
 	"\x04attr\x18\x02 \x01(\v2\x13.claudefs.wire.AttrR\x04attr\x12%\n" +
@@ -5489,7 +5599,8 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\achanges\x18\x13 \x03(\v2\x15.claudefs.wire.ChangeR\achanges\x125\n" +
 	"\tconsumers\x18\x14 \x03(\v2\x17.claudefs.wire.ConsumerR\tconsumers\x126\n" +
 	"\bsessions\x18\x15 \x03(\v2\x1a.claudefs.wire.SessionInfoR\bsessions\x12,\n" +
-	"\x06tokens\x18\x16 \x03(\v2\x14.claudefs.wire.TokenR\x06tokens\"\x98\x01\n" +
+	"\x06tokens\x18\x16 \x03(\v2\x14.claudefs.wire.TokenR\x06tokens\x123\n" +
+	"\benrolled\x18\x17 \x03(\v2\x17.claudefs.wire.EnrolledR\benrolled\"\x98\x01\n" +
 	"\x04Lock\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x12\n" +
 	"\x04type\x18\x02 \x01(\rR\x04type\x12\x14\n" +
@@ -5570,19 +5681,27 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x04hash\x18\x02 \x01(\fR\x04hash\x12\x12\n" +
 	"\x04role\x18\x03 \x01(\rR\x04role\x12\x1d\n" +
 	"\n" +
-	"expires_ns\x18\x04 \x01(\x10R\texpiresNs\"i\n" +
+	"expires_ns\x18\x04 \x01(\x10R\texpiresNs\"m\n" +
+	"\bEnrolled\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\rR\x04role\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\rR\x04node\x12\x12\n" +
+	"\x04name\x18\x04 \x01(\fR\x04name\x12\x13\n" +
+	"\x05at_ns\x18\x05 \x01(\x10R\x04atNs\"\x7f\n" +
 	"\x05Enrol\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1d\n" +
 	"\n" +
 	"public_key\x18\x02 \x01(\fR\tpublicKey\x12\x17\n" +
 	"\anode_id\x18\x03 \x01(\rR\x06nodeId\x12\x12\n" +
-	"\x04name\x18\x04 \x01(\tR\x04name\"O\n" +
+	"\x04name\x18\x04 \x01(\tR\x04name\x12\x14\n" +
+	"\x05proof\x18\x05 \x01(\fR\x05proof\"e\n" +
 	"\n" +
 	"EnrolReply\x12\x12\n" +
 	"\x04cert\x18\x01 \x01(\fR\x04cert\x12\x0e\n" +
 	"\x02ca\x18\x02 \x01(\fR\x02ca\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x03 \x01(\tR\tclusterId\"p\n" +
+	"cluster_id\x18\x03 \x01(\tR\tclusterId\x12\x14\n" +
+	"\x05proof\x18\x04 \x01(\fR\x05proof\"p\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x12\n" +
 	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x14\n" +
@@ -5806,7 +5925,7 @@ func file_wire_wirepb_wire_proto_rawDescGZIP() []byte {
 	return file_wire_wirepb_wire_proto_rawDescData
 }
 
-var file_wire_wirepb_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
+var file_wire_wirepb_wire_proto_msgTypes = make([]protoimpl.MessageInfo, 63)
 var file_wire_wirepb_wire_proto_goTypes = []any{
 	(*Hello)(nil),           // 0: claudefs.wire.Hello
 	(*Error)(nil),           // 1: claudefs.wire.Error
@@ -5838,111 +5957,114 @@ var file_wire_wirepb_wire_proto_goTypes = []any{
 	(*WaitLock)(nil),        // 27: claudefs.wire.WaitLock
 	(*CA)(nil),              // 28: claudefs.wire.CA
 	(*Token)(nil),           // 29: claudefs.wire.Token
-	(*Enrol)(nil),           // 30: claudefs.wire.Enrol
-	(*EnrolReply)(nil),      // 31: claudefs.wire.EnrolReply
-	(*Node)(nil),            // 32: claudefs.wire.Node
-	(*Device)(nil),          // 33: claudefs.wire.Device
-	(*Slot)(nil),            // 34: claudefs.wire.Slot
-	(*PG)(nil),              // 35: claudefs.wire.PG
-	(*Map)(nil),             // 36: claudefs.wire.Map
-	(*Job)(nil),             // 37: claudefs.wire.Job
-	(*Heartbeat)(nil),       // 38: claudefs.wire.Heartbeat
-	(*Replica)(nil),         // 39: claudefs.wire.Replica
-	(*Fill)(nil),            // 40: claudefs.wire.Fill
-	(*HeartbeatReply)(nil),  // 41: claudefs.wire.HeartbeatReply
-	(*StatusReply)(nil),     // 42: claudefs.wire.StatusReply
-	(*Admin)(nil),           // 43: claudefs.wire.Admin
-	(*AdminReply)(nil),      // 44: claudefs.wire.AdminReply
-	(*TopReply)(nil),        // 45: claudefs.wire.TopReply
-	(*OpStats)(nil),         // 46: claudefs.wire.OpStats
-	(*HotDir)(nil),          // 47: claudefs.wire.HotDir
-	(*InspectReply)(nil),    // 48: claudefs.wire.InspectReply
-	(*DeviceInfo)(nil),      // 49: claudefs.wire.DeviceInfo
-	(*ReportShard)(nil),     // 50: claudefs.wire.ReportShard
-	(*CheckReply)(nil),      // 51: claudefs.wire.CheckReply
-	(*Raft)(nil),            // 52: claudefs.wire.Raft
-	(*Snapshot)(nil),        // 53: claudefs.wire.Snapshot
-	(*ShardKey)(nil),        // 54: claudefs.wire.ShardKey
-	(*PutShard)(nil),        // 55: claudefs.wire.PutShard
-	(*GetShard)(nil),        // 56: claudefs.wire.GetShard
-	(*GetShardReply)(nil),   // 57: claudefs.wire.GetShardReply
-	(*DeleteShards)(nil),    // 58: claudefs.wire.DeleteShards
-	(*ListShards)(nil),      // 59: claudefs.wire.ListShards
-	(*ShardInfo)(nil),       // 60: claudefs.wire.ShardInfo
-	(*ListShardsReply)(nil), // 61: claudefs.wire.ListShardsReply
+	(*Enrolled)(nil),        // 30: claudefs.wire.Enrolled
+	(*Enrol)(nil),           // 31: claudefs.wire.Enrol
+	(*EnrolReply)(nil),      // 32: claudefs.wire.EnrolReply
+	(*Node)(nil),            // 33: claudefs.wire.Node
+	(*Device)(nil),          // 34: claudefs.wire.Device
+	(*Slot)(nil),            // 35: claudefs.wire.Slot
+	(*PG)(nil),              // 36: claudefs.wire.PG
+	(*Map)(nil),             // 37: claudefs.wire.Map
+	(*Job)(nil),             // 38: claudefs.wire.Job
+	(*Heartbeat)(nil),       // 39: claudefs.wire.Heartbeat
+	(*Replica)(nil),         // 40: claudefs.wire.Replica
+	(*Fill)(nil),            // 41: claudefs.wire.Fill
+	(*HeartbeatReply)(nil),  // 42: claudefs.wire.HeartbeatReply
+	(*StatusReply)(nil),     // 43: claudefs.wire.StatusReply
+	(*Admin)(nil),           // 44: claudefs.wire.Admin
+	(*AdminReply)(nil),      // 45: claudefs.wire.AdminReply
+	(*TopReply)(nil),        // 46: claudefs.wire.TopReply
+	(*OpStats)(nil),         // 47: claudefs.wire.OpStats
+	(*HotDir)(nil),          // 48: claudefs.wire.HotDir
+	(*InspectReply)(nil),    // 49: claudefs.wire.InspectReply
+	(*DeviceInfo)(nil),      // 50: claudefs.wire.DeviceInfo
+	(*ReportShard)(nil),     // 51: claudefs.wire.ReportShard
+	(*CheckReply)(nil),      // 52: claudefs.wire.CheckReply
+	(*Raft)(nil),            // 53: claudefs.wire.Raft
+	(*Snapshot)(nil),        // 54: claudefs.wire.Snapshot
+	(*ShardKey)(nil),        // 55: claudefs.wire.ShardKey
+	(*PutShard)(nil),        // 56: claudefs.wire.PutShard
+	(*GetShard)(nil),        // 57: claudefs.wire.GetShard
+	(*GetShardReply)(nil),   // 58: claudefs.wire.GetShardReply
+	(*DeleteShards)(nil),    // 59: claudefs.wire.DeleteShards
+	(*ListShards)(nil),      // 60: claudefs.wire.ListShards
+	(*ShardInfo)(nil),       // 61: claudefs.wire.ShardInfo
+	(*ListShardsReply)(nil), // 62: claudefs.wire.ListShardsReply
 }
 var file_wire_wirepb_wire_proto_depIdxs = []int32{
 	3,  // 0: claudefs.wire.Op.attr:type_name -> claudefs.wire.Attr
 	4,  // 1: claudefs.wire.Op.extents:type_name -> claudefs.wire.Extent
 	4,  // 2: claudefs.wire.Op.expect:type_name -> claudefs.wire.Extent
 	5,  // 3: claudefs.wire.Op.epochs:type_name -> claudefs.wire.PGEpoch
-	32, // 4: claudefs.wire.Op.node:type_name -> claudefs.wire.Node
-	33, // 5: claudefs.wire.Op.device:type_name -> claudefs.wire.Device
-	35, // 6: claudefs.wire.Op.groups:type_name -> claudefs.wire.PG
-	37, // 7: claudefs.wire.Op.job:type_name -> claudefs.wire.Job
+	33, // 4: claudefs.wire.Op.node:type_name -> claudefs.wire.Node
+	34, // 5: claudefs.wire.Op.device:type_name -> claudefs.wire.Device
+	36, // 6: claudefs.wire.Op.groups:type_name -> claudefs.wire.PG
+	38, // 7: claudefs.wire.Op.job:type_name -> claudefs.wire.Job
 	19, // 8: claudefs.wire.Op.lock:type_name -> claudefs.wire.Lock
 	28, // 9: claudefs.wire.Op.ca:type_name -> claudefs.wire.CA
 	29, // 10: claudefs.wire.Op.token:type_name -> claudefs.wire.Token
-	6,  // 11: claudefs.wire.Command.ops:type_name -> claudefs.wire.Op
-	3,  // 12: claudefs.wire.Result.attr:type_name -> claudefs.wire.Attr
-	3,  // 13: claudefs.wire.Result.dir:type_name -> claudefs.wire.Attr
-	3,  // 14: claudefs.wire.Result.new_dir:type_name -> claudefs.wire.Attr
-	8,  // 15: claudefs.wire.Reply.results:type_name -> claudefs.wire.Result
-	11, // 16: claudefs.wire.Query.stripes:type_name -> claudefs.wire.StripeRef
-	19, // 17: claudefs.wire.Query.lock:type_name -> claudefs.wire.Lock
-	11, // 18: claudefs.wire.StripeInfo.ref:type_name -> claudefs.wire.StripeRef
-	3,  // 19: claudefs.wire.Dirent.attr:type_name -> claudefs.wire.Attr
-	3,  // 20: claudefs.wire.Answer.attr:type_name -> claudefs.wire.Attr
-	3,  // 21: claudefs.wire.Answer.dir:type_name -> claudefs.wire.Attr
-	15, // 22: claudefs.wire.Answer.entries:type_name -> claudefs.wire.Dirent
-	4,  // 23: claudefs.wire.Answer.extents:type_name -> claudefs.wire.Extent
-	16, // 24: claudefs.wire.Answer.statfs:type_name -> claudefs.wire.Statfs
-	36, // 25: claudefs.wire.Answer.map:type_name -> claudefs.wire.Map
-	17, // 26: claudefs.wire.Answer.freed:type_name -> claudefs.wire.Freed
-	12, // 27: claudefs.wire.Answer.stripes:type_name -> claudefs.wire.StripeInfo
-	13, // 28: claudefs.wire.Answer.windows:type_name -> claudefs.wire.Window
-	13, // 29: claudefs.wire.Answer.next:type_name -> claudefs.wire.Window
-	14, // 30: claudefs.wire.Answer.usage:type_name -> claudefs.wire.GroupUsage
-	19, // 31: claudefs.wire.Answer.lock:type_name -> claudefs.wire.Lock
-	20, // 32: claudefs.wire.Answer.changes:type_name -> claudefs.wire.Change
-	21, // 33: claudefs.wire.Answer.consumers:type_name -> claudefs.wire.Consumer
-	22, // 34: claudefs.wire.Answer.sessions:type_name -> claudefs.wire.SessionInfo
-	29, // 35: claudefs.wire.Answer.tokens:type_name -> claudefs.wire.Token
-	3,  // 36: claudefs.wire.Change.attr:type_name -> claudefs.wire.Attr
-	4,  // 37: claudefs.wire.Change.extents:type_name -> claudefs.wire.Extent
-	24, // 38: claudefs.wire.Watch.acks:type_name -> claudefs.wire.Ack
-	3,  // 39: claudefs.wire.Ack.attr:type_name -> claudefs.wire.Attr
-	26, // 40: claudefs.wire.WatchReply.recalls:type_name -> claudefs.wire.Recall
-	19, // 41: claudefs.wire.WaitLock.lock:type_name -> claudefs.wire.Lock
-	34, // 42: claudefs.wire.PG.slots:type_name -> claudefs.wire.Slot
-	32, // 43: claudefs.wire.Map.nodes:type_name -> claudefs.wire.Node
-	33, // 44: claudefs.wire.Map.devices:type_name -> claudefs.wire.Device
-	35, // 45: claudefs.wire.Map.groups:type_name -> claudefs.wire.PG
-	37, // 46: claudefs.wire.Map.jobs:type_name -> claudefs.wire.Job
-	32, // 47: claudefs.wire.Heartbeat.node:type_name -> claudefs.wire.Node
-	33, // 48: claudefs.wire.Heartbeat.devices:type_name -> claudefs.wire.Device
-	40, // 49: claudefs.wire.Heartbeat.fills:type_name -> claudefs.wire.Fill
-	39, // 50: claudefs.wire.Heartbeat.replica:type_name -> claudefs.wire.Replica
-	36, // 51: claudefs.wire.StatusReply.map:type_name -> claudefs.wire.Map
-	16, // 52: claudefs.wire.StatusReply.statfs:type_name -> claudefs.wire.Statfs
-	14, // 53: claudefs.wire.StatusReply.usage:type_name -> claudefs.wire.GroupUsage
-	46, // 54: claudefs.wire.TopReply.ops:type_name -> claudefs.wire.OpStats
-	47, // 55: claudefs.wire.TopReply.dirs:type_name -> claudefs.wire.HotDir
-	46, // 56: claudefs.wire.TopReply.stages:type_name -> claudefs.wire.OpStats
-	49, // 57: claudefs.wire.InspectReply.devices:type_name -> claudefs.wire.DeviceInfo
-	40, // 58: claudefs.wire.InspectReply.fills:type_name -> claudefs.wire.Fill
-	54, // 59: claudefs.wire.ReportShard.key:type_name -> claudefs.wire.ShardKey
-	54, // 60: claudefs.wire.PutShard.key:type_name -> claudefs.wire.ShardKey
-	54, // 61: claudefs.wire.GetShard.key:type_name -> claudefs.wire.ShardKey
-	54, // 62: claudefs.wire.DeleteShards.keys:type_name -> claudefs.wire.ShardKey
-	54, // 63: claudefs.wire.ListShards.after:type_name -> claudefs.wire.ShardKey
-	54, // 64: claudefs.wire.ShardInfo.key:type_name -> claudefs.wire.ShardKey
-	60, // 65: claudefs.wire.ListShardsReply.shards:type_name -> claudefs.wire.ShardInfo
-	66, // [66:66] is the sub-list for method output_type
-	66, // [66:66] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	30, // 11: claudefs.wire.Op.enrolled:type_name -> claudefs.wire.Enrolled
+	6,  // 12: claudefs.wire.Command.ops:type_name -> claudefs.wire.Op
+	3,  // 13: claudefs.wire.Result.attr:type_name -> claudefs.wire.Attr
+	3,  // 14: claudefs.wire.Result.dir:type_name -> claudefs.wire.Attr
+	3,  // 15: claudefs.wire.Result.new_dir:type_name -> claudefs.wire.Attr
+	8,  // 16: claudefs.wire.Reply.results:type_name -> claudefs.wire.Result
+	11, // 17: claudefs.wire.Query.stripes:type_name -> claudefs.wire.StripeRef
+	19, // 18: claudefs.wire.Query.lock:type_name -> claudefs.wire.Lock
+	11, // 19: claudefs.wire.StripeInfo.ref:type_name -> claudefs.wire.StripeRef
+	3,  // 20: claudefs.wire.Dirent.attr:type_name -> claudefs.wire.Attr
+	3,  // 21: claudefs.wire.Answer.attr:type_name -> claudefs.wire.Attr
+	3,  // 22: claudefs.wire.Answer.dir:type_name -> claudefs.wire.Attr
+	15, // 23: claudefs.wire.Answer.entries:type_name -> claudefs.wire.Dirent
+	4,  // 24: claudefs.wire.Answer.extents:type_name -> claudefs.wire.Extent
+	16, // 25: claudefs.wire.Answer.statfs:type_name -> claudefs.wire.Statfs
+	37, // 26: claudefs.wire.Answer.map:type_name -> claudefs.wire.Map
+	17, // 27: claudefs.wire.Answer.freed:type_name -> claudefs.wire.Freed
+	12, // 28: claudefs.wire.Answer.stripes:type_name -> claudefs.wire.StripeInfo
+	13, // 29: claudefs.wire.Answer.windows:type_name -> claudefs.wire.Window
+	13, // 30: claudefs.wire.Answer.next:type_name -> claudefs.wire.Window
+	14, // 31: claudefs.wire.Answer.usage:type_name -> claudefs.wire.GroupUsage
+	19, // 32: claudefs.wire.Answer.lock:type_name -> claudefs.wire.Lock
+	20, // 33: claudefs.wire.Answer.changes:type_name -> claudefs.wire.Change
+	21, // 34: claudefs.wire.Answer.consumers:type_name -> claudefs.wire.Consumer
+	22, // 35: claudefs.wire.Answer.sessions:type_name -> claudefs.wire.SessionInfo
+	29, // 36: claudefs.wire.Answer.tokens:type_name -> claudefs.wire.Token
+	30, // 37: claudefs.wire.Answer.enrolled:type_name -> claudefs.wire.Enrolled
+	3,  // 38: claudefs.wire.Change.attr:type_name -> claudefs.wire.Attr
+	4,  // 39: claudefs.wire.Change.extents:type_name -> claudefs.wire.Extent
+	24, // 40: claudefs.wire.Watch.acks:type_name -> claudefs.wire.Ack
+	3,  // 41: claudefs.wire.Ack.attr:type_name -> claudefs.wire.Attr
+	26, // 42: claudefs.wire.WatchReply.recalls:type_name -> claudefs.wire.Recall
+	19, // 43: claudefs.wire.WaitLock.lock:type_name -> claudefs.wire.Lock
+	35, // 44: claudefs.wire.PG.slots:type_name -> claudefs.wire.Slot
+	33, // 45: claudefs.wire.Map.nodes:type_name -> claudefs.wire.Node
+	34, // 46: claudefs.wire.Map.devices:type_name -> claudefs.wire.Device
+	36, // 47: claudefs.wire.Map.groups:type_name -> claudefs.wire.PG
+	38, // 48: claudefs.wire.Map.jobs:type_name -> claudefs.wire.Job
+	33, // 49: claudefs.wire.Heartbeat.node:type_name -> claudefs.wire.Node
+	34, // 50: claudefs.wire.Heartbeat.devices:type_name -> claudefs.wire.Device
+	41, // 51: claudefs.wire.Heartbeat.fills:type_name -> claudefs.wire.Fill
+	40, // 52: claudefs.wire.Heartbeat.replica:type_name -> claudefs.wire.Replica
+	37, // 53: claudefs.wire.StatusReply.map:type_name -> claudefs.wire.Map
+	16, // 54: claudefs.wire.StatusReply.statfs:type_name -> claudefs.wire.Statfs
+	14, // 55: claudefs.wire.StatusReply.usage:type_name -> claudefs.wire.GroupUsage
+	47, // 56: claudefs.wire.TopReply.ops:type_name -> claudefs.wire.OpStats
+	48, // 57: claudefs.wire.TopReply.dirs:type_name -> claudefs.wire.HotDir
+	47, // 58: claudefs.wire.TopReply.stages:type_name -> claudefs.wire.OpStats
+	50, // 59: claudefs.wire.InspectReply.devices:type_name -> claudefs.wire.DeviceInfo
+	41, // 60: claudefs.wire.InspectReply.fills:type_name -> claudefs.wire.Fill
+	55, // 61: claudefs.wire.ReportShard.key:type_name -> claudefs.wire.ShardKey
+	55, // 62: claudefs.wire.PutShard.key:type_name -> claudefs.wire.ShardKey
+	55, // 63: claudefs.wire.GetShard.key:type_name -> claudefs.wire.ShardKey
+	55, // 64: claudefs.wire.DeleteShards.keys:type_name -> claudefs.wire.ShardKey
+	55, // 65: claudefs.wire.ListShards.after:type_name -> claudefs.wire.ShardKey
+	55, // 66: claudefs.wire.ShardInfo.key:type_name -> claudefs.wire.ShardKey
+	61, // 67: claudefs.wire.ListShardsReply.shards:type_name -> claudefs.wire.ShardInfo
+	68, // [68:68] is the sub-list for method output_type
+	68, // [68:68] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_wire_wirepb_wire_proto_init() }
@@ -5956,7 +6078,7 @@ func file_wire_wirepb_wire_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_wire_wirepb_wire_proto_rawDesc), len(file_wire_wirepb_wire_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   62,
+			NumMessages:   63,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -24,7 +24,6 @@ all of it, and the certificate that the token is for; the next start can be the 
 	fl := cmd.Flags()
 	fl.StringSliceVar(&f.cfg.Join, "seed", nil, "HOST:PORT of servers of the cluster, comma separated; one that answers is enough")
 	fl.Uint16Var(&f.nodeID, "node-id", 0, "this node's number: one that no other server has")
-	fl.StringVar(&f.cfg.Token, "token", "", "what \"cfs admin token create --role storage\" printed: good for one server, for a while")
 	for _, name := range []string{"seed", "node-id", "listen", "data-dir", "device"} {
 		// It fails only for a name that is not a flag.
 		_ = cmd.MarkFlagRequired(name)

@@ -35,7 +35,7 @@ type flags struct {
 	restripe units.Bytes
 	logLevel string
 	profile  string
-	tls      onOff
+	tls      cli.OnOff
 }
 
 // New makes the command; use is its name.
@@ -64,7 +64,7 @@ where that has been used before.`,
 	fl.StringVar(&f.cfg.ClusterID, "cluster-id", "", "the cluster's name: 1 to 63 characters of A-Z a-z 0-9 . _ -")
 	fl.Uint16Var(&f.nodeID, "node-id", 0, "this node's number: its place in --seed-nodes, from 1")
 	fl.StringSliceVar(&f.cfg.Seeds, "seed-nodes", nil, "HOST:PORT of every voter, in the order of node ids (default: this node alone)")
-	fl.StringVar(&f.cfg.BootstrapToken, "bootstrap-token", "", "a secret that the seed nodes of a new cluster share, so that node 1 signs certificates for them alone (default: it signs one for each seed node, whoever comes first)")
+	fl.StringVar(&f.cfg.BootstrapToken, "bootstrap-token", "", "a long random secret that the seed nodes of a new cluster share, so that node 1 signs certificates for them alone, and they trust no other (default: it signs one for each seed node, whoever comes first)")
 	// It fails only for a name that is not a flag.
 	_ = cmd.MarkFlagRequired("data-dir")
 	cmd.AddCommand(newJoin(use))
