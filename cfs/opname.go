@@ -7,7 +7,7 @@ var opNames = [opKindEnd]string{
 	OpOpenSession: "open_session", OpExpireSession: "expire_session", OpSetNode: "set_node", OpSetDevice: "set_device",
 	OpSetGroups: "set_groups", OpFeedDone: "feed_done", OpFillDone: "fill_done", OpDropGroups: "drop_groups", OpSetJob: "set_job",
 	OpSurrender: "surrender", OpLock: "lock", OpSetConsumer: "set_consumer", OpDropConsumer: "drop_consumer", OpRemoveNode: "remove_node",
-	OpSetCA: "set_ca", OpAddToken: "add_token", OpUseToken: "use_token", OpRevoke: "revoke",
+	OpSetCA: "set_ca", OpAddToken: "add_token", OpUseToken: "use_token", OpRevoke: "revoke", OpSetReplica: "set_replica",
 }
 
 // String is the operation's name, "unknown" for none of this version.

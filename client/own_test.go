@@ -88,7 +88,8 @@ func TestFolding(t *testing.T) {
 		t.Error("still owned")
 	}
 	tarred(t, "in the state", b.attr(i), 7)
-	if w, s := ops(cfs.OpWrite), ops(cfs.OpSurrender); w != 1 || s != 1 {
+	// One surrender more for each recall that finds it given up already.
+	if w, s := ops(cfs.OpWrite), ops(cfs.OpSurrender); w != 1 || s < 1 {
 		t.Errorf("%d writes, %d surrenders", w, s)
 	}
 	if a, err := c.GetAttr(ctx, i); err != nil || a.CtimeNS != b.attr(i).CtimeNS {

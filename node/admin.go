@@ -131,8 +131,8 @@ func (n *Node) retire(id cfs.DeviceID) {
 	}
 	n.store.RemoveDevice(id)
 	n.feed.remove(id)
-	n.dir.state.leave(id.Slot())
-	if err := n.dir.save(); err != nil {
+	err := n.dir.change(func(s *state) bool { s.leave(id.Slot()); return true })
+	if err != nil {
 		n.log.Error("a removed device is not forgotten", "device", id.String(), "err", err)
 	}
 	if err := n.devices.drop(c); err != nil {

@@ -66,7 +66,7 @@ func TestAllowWhom(t *testing.T) {
 		}
 	}
 	want("before anything is known", server(4), wire.OpGetShard, cfs.KindOK)
-	n.raft.follow(&cfs.Map{CA: "ca", Nodes: []cfs.Node{{ID: 3, State: cfs.StateDown}}})
+	n.raft.follow(&cfs.Map{Version: 1, CA: "ca", Nodes: []cfs.Node{{ID: 3, State: cfs.StateDown}}})
 	want("a server of the map", server(3), wire.OpGetShard, cfs.KindOK)
 	for op := range permissions {
 		kind := cfs.Unavailable

@@ -67,18 +67,28 @@ func startNodes(t *testing.T, dir string, count int, change func(*Config)) (addr
 // connect is a client of a cluster, closed at the test's end, before nodes that were started before it.
 func connect(t *testing.T, addrs []string) *client.Client {
 	t.Helper()
+	c := dial(t, addrs)
+	t.Cleanup(func() { closeClient(t, c) })
+	return c
+}
+
+// dial is a client of a cluster, to be closed while the cluster can commit.
+func dial(t *testing.T, addrs []string) *client.Client {
+	t.Helper()
 	c, err := client.New(t.Context(), client.Config{Servers: addrs, ClusterID: "one", Name: "test"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), testPatience)
-		defer cancel()
-		if err := c.Close(ctx); err != nil {
-			t.Errorf("close the client: %v", err)
-		}
-	})
 	return c
+}
+
+func closeClient(t *testing.T, c *client.Client) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), testPatience)
+	defer cancel()
+	if err := c.Close(ctx); err != nil {
+		t.Errorf("close the client: %v", err)
+	}
 }
 
 // checkFile wants a file to read back.

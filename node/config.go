@@ -37,6 +37,7 @@ type Config struct {
 	// no voice in it. A data directory that has joined remembers that, and whom to ask.
 	Join    []string
 	joined  bool   // as the data directory says, or Join for a new one
+	alone   bool   // Seeds name this node alone because none were given
 	Metrics string // HOST:PORT of /metrics and /healthz; empty for none
 	// Force formats devices that are formatted for another cluster.
 	Force bool

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"syscall"
 
 	"github.com/claudefs/claudefs/cfs"
@@ -35,6 +36,10 @@ type state struct {
 	// voters that it knew last; the others are what a start without flags takes.
 	Joined  bool     `json:"joined,omitempty"`
 	Servers []string `json:"servers,omitempty"`
+	// Replica says that the node has a replica that has taken part: without its directory it does not begin another.
+	Replica bool `json:"replica,omitempty"`
+	// Seeds are those of the last start that named any.
+	Seeds []string `json:"seeds,omitempty"`
 	// Members are the voters when the node became a learner, whose replica does not know them yet.
 	Members   map[cfs.NodeID]string `json:"members,omitempty"`
 	Listen    string                `json:"listen,omitempty"`
@@ -109,10 +114,31 @@ func (s *state) takeSlot() (uint16, error) {
 
 // dataDir is the node's directory, locked while the node runs.
 type dataDir struct {
-	path  string
-	lock  *os.File
-	made  bool // by this start
+	path string
+	lock *os.File
+	made bool // by this start
+
+	// mu guards state and its file from the start on, for moments. Devices and NextSlot are changed under adminMu
+	// too, which suffices to read them.
+	mu    sync.Mutex
 	state state
+}
+
+// change makes a change of the state durable, unless fn says that there is none.
+func (d *dataDir) change(fn func(*state) bool) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !fn(&d.state) {
+		return nil
+	}
+	return d.save()
+}
+
+// servers are the other voters that the node knew last.
+func (d *dataDir) servers() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.state.Servers)
 }
 
 // openDataDir makes and locks the directory and reads who lives there. A
@@ -150,6 +176,7 @@ func (d *dataDir) load(cfg *Config, op string) error {
 			d.state.Joined, d.state.Servers = true, cfg.Join
 		}
 		d.state.Listen, d.state.Advertise = cfg.Listen, cfg.Advertise
+		d.state.keepSeeds(cfg)
 		return d.checkMode(cfg, op)
 	}
 	if err != nil {
@@ -169,6 +196,7 @@ func (d *dataDir) load(cfg *Config, op string) error {
 		return cfs.Errorf(op, cfs.Usage, "it belongs to site %d, not site %d", s.Site, cfg.Site)
 	}
 	s.Listen, s.Advertise = cfg.Listen, cfg.Advertise
+	s.keepSeeds(cfg)
 	return d.checkMode(cfg, op)
 }
 
@@ -194,7 +222,14 @@ func parseState(raw []byte) (state, error) {
 	return s, nil
 }
 
-// save replaces node.json durably.
+// keepSeeds remembers the seeds that the configuration names.
+func (s *state) keepSeeds(cfg *Config) {
+	if len(cfg.Seeds) > 0 && !cfg.alone {
+		s.Seeds = cfg.Seeds
+	}
+}
+
+// save replaces node.json durably. The caller holds mu, or is the start.
 func (d *dataDir) save() error {
 	raw, err := json.MarshalIndent(&d.state, "", "  ")
 	if err != nil {

@@ -330,27 +330,12 @@ func refuseTwins(found []*candidate) error {
 // format gives the blank devices their slots, records all slots durably, and
 // only then writes superblocks: a crash between leaves a slot unused for ever.
 func format(cfg *Config, dir *dataDir, found []*candidate) error {
-	for _, c := range found {
-		// Before any slot is given out: node.json may have been lost.
-		if !c.blank {
-			dir.state.set(deviceEntry{Slot: c.sb.Device.Slot(), UUID: c.sb.UUID.String(), Path: c.path, Added: c.added})
-		}
-	}
-	for _, c := range found {
-		if !c.blank {
-			continue
-		}
-		slot, err := dir.state.takeSlot()
-		if err != nil {
-			return err
-		}
-		uuid := newUUID()
-		c.sb = nvme.Superblock{
-			ClusterID: cfg.ClusterID, Device: cfs.MakeDeviceID(cfg.NodeID, slot), UUID: uuid, SegmentBytes: cfg.SegmentBytes,
-		}
-		dir.state.set(deviceEntry{Slot: slot, UUID: c.sb.UUID.String(), Path: c.path, Added: c.added})
-	}
-	if err := dir.save(); err != nil {
+	var err error
+	saveErr := dir.change(func(s *state) bool {
+		err = s.giveSlots(cfg, found)
+		return err == nil
+	})
+	if err = errors.Join(err, saveErr); err != nil {
 		return err
 	}
 	for _, c := range found {
@@ -362,6 +347,31 @@ func format(cfg *Config, dir *dataDir, found []*candidate) error {
 		}
 		c.blank, c.made = false, true
 		cfg.Logger.Info("device formatted", "device", c.sb.Device.String(), "path", c.path)
+	}
+	return nil
+}
+
+// giveSlots records what devices are, and gives the blank ones slots.
+func (s *state) giveSlots(cfg *Config, found []*candidate) error {
+	for _, c := range found {
+		// Before any slot is given out: node.json may have been lost.
+		if !c.blank {
+			s.set(deviceEntry{Slot: c.sb.Device.Slot(), UUID: c.sb.UUID.String(), Path: c.path, Added: c.added})
+		}
+	}
+	for _, c := range found {
+		if !c.blank {
+			continue
+		}
+		slot, err := s.takeSlot()
+		if err != nil {
+			return err
+		}
+		uuid := newUUID()
+		c.sb = nvme.Superblock{
+			ClusterID: cfg.ClusterID, Device: cfs.MakeDeviceID(cfg.NodeID, slot), UUID: uuid, SegmentBytes: cfg.SegmentBytes,
+		}
+		s.set(deviceEntry{Slot: slot, UUID: c.sb.UUID.String(), Path: c.path, Added: c.added})
 	}
 	return nil
 }

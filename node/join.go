@@ -60,6 +60,8 @@ func (c *Config) recall() (known bool, err error) {
 	}
 	if c.joined = s.Joined; c.joined {
 		c.Join = append(slices.Clone(c.Join), s.Servers...)
+	} else if len(c.Seeds) == 0 && len(c.Join) == 0 {
+		c.Seeds = s.Seeds
 	}
 	return true, nil
 }

@@ -38,7 +38,7 @@ type Node struct {
 	registry *prometheus.Registry
 	metrics  *nodeMetrics
 
-	adminMu     sync.Mutex // held while devices are added and closed; guards dir.state from the start on
+	adminMu     sync.Mutex // held while devices are added and closed
 	dir         *dataDir
 	devices     *deviceSet
 	pools       [3]*wire.Pool // for the replica; for what the leader is told and asked; for shards
@@ -141,7 +141,7 @@ func (n *Node) listen() (err error) {
 		n.addr = n.tcp.Addr().String() // the port may have been 0
 	}
 	if len(n.cfg.Seeds) == 0 && !n.cfg.joined {
-		n.cfg.Seeds = []string{n.addr}
+		n.cfg.Seeds, n.cfg.alone = []string{n.addr}, true
 	}
 	if n.cfg.Metrics != "" {
 		n.metricsLn, err = wire.Listen(n.cfg.Metrics)
@@ -161,7 +161,11 @@ func (n *Node) startServices() (err error) {
 		n.pools[i] = wire.NewPool(wire.DialConfig{Hello: hello, DialTimeout: dialTimeout, Metrics: wireMetrics, TLS: n.trust.tls()}, connsPerPeer)
 	}
 	n.raftMetrics = raftmeta.NewMetrics(n.registry)
-	n.leader = newLeader(n.pools[1], slices.Concat(n.cfg.Seeds, n.cfg.Join), n.addr)
+	known := slices.Concat(n.cfg.Seeds, n.cfg.Join, n.dir.servers())
+	if len(known) == 0 { // it joined, and is the only voter now
+		known = []string{n.addr}
+	}
+	n.leader = newLeader(n.pools[1], known, n.addr)
 	n.raft = &replica{n: n, changed: make(chan struct{})}
 	if err := n.startPart(); err != nil {
 		return err

@@ -19,6 +19,9 @@ import (
 // partEvery is the rhythm in which a node looks whether it is to have a replica.
 const partEvery = 200 * time.Millisecond
 
+// lostTimeout bounds the questions of a node whose replica is lost.
+const lostTimeout = 10 * time.Second
+
 // removedSuffix marks a replica's directory that is being removed.
 const removedSuffix = ".removed"
 
@@ -28,6 +31,7 @@ type replica struct {
 	n        *Node
 	raft     atomic.Pointer[raftmeta.Node] // nil without a part in the log
 	followed atomic.Pointer[cfs.Map]       // as the leader last told it
+	behind   uint64                        // of the heartbeats: the version that the last one told
 
 	mu      sync.Mutex
 	changed chan struct{} // closed when followed or raft becomes another
@@ -43,10 +47,18 @@ func (r *replica) mapChanged() (own, followed <-chan struct{}) {
 	return own, r.changed
 }
 
-// follow takes a map that the leader told.
+// follow takes a map that the leader told, unless a newer one is here.
 func (r *replica) follow(m *cfs.Map) {
-	r.followed.Store(m)
-	r.tell()
+	for {
+		old := r.followed.Load()
+		if old != nil && old.Version >= m.Version {
+			return
+		}
+		if r.followed.CompareAndSwap(old, m) {
+			r.tell()
+			return
+		}
+	}
 }
 
 // take makes raft the node's replica; nil for none.
@@ -135,7 +147,7 @@ func (r *replica) open(seeds []string, peers map[cfs.NodeID]string) error {
 	n := r.n
 	raft, err := raftmeta.Open(raftmeta.Config{
 		ClusterID: n.cfg.ClusterID, NodeID: n.cfg.NodeID, Dir: n.raftDir(),
-		Seeds: seeds, Peers: peers, Pool: n.pools[0], Clock: offsetClock{n.cfg.ClockOffset, n.cfg.ClockJump},
+		Seeds: seeds, Peers: peers, Addr: n.addr, Known: n.dir.servers(), Pool: n.pools[0], Clock: offsetClock{n.cfg.ClockOffset, n.cfg.ClockJump},
 		SegmentBytes: n.cfg.RaftSegmentBytes, SyncDelay: n.cfg.SyncDelay,
 		OutAfter: n.cfg.OutAfter, CertLifetime: n.cfg.CertLifetime,
 		Logger: n.log.With("part", "raft"), Metrics: n.raftMetrics,
@@ -159,17 +171,49 @@ func (n *Node) raftDir() string { return filepath.Join(n.dir.path, raftDir) }
 // startPart begins with what the node's directory says: a replica, or none.
 func (n *Node) startPart() error {
 	n.raft.follow(&cfs.Map{ClusterID: n.cfg.ClusterID})
-	if !n.dir.state.Joined {
-		return n.raft.open(n.cfg.Seeds, nil)
-	}
 	if err := os.RemoveAll(n.raftDir() + removedSuffix); err != nil {
 		return cfs.E("remove the replica", cfs.KindOf(err), err)
 	}
-	_, err := os.Stat(n.raftDir())
-	if errors.Is(err, os.ErrNotExist) {
+	here, err := raftmeta.HasState(n.raftDir())
+	switch s := &n.dir.state; {
+	case err != nil:
+		return err
+	case !here && s.Replica:
+		return n.lostPart()
+	case !s.Joined:
+		return n.raft.open(n.cfg.Seeds, nil)
+	case !here:
 		return nil
 	}
 	return n.raft.open(nil, n.dir.state.Members) // it has become a member since it joined
+}
+
+// lostPart begins without the replica that the node once had, if the cluster has removed it. Else the
+// node ends: with an empty one it would vote as if what it voted and acknowledged had never been,
+// or found another cluster.
+func (n *Node) lostPart() error {
+	ctx, cancel := context.WithTimeout(context.Background(), lostTimeout)
+	defer cancel()
+	why := "it is a member of the cluster still"
+	for {
+		a, err := n.ask(ctx, &cfs.Query{Kind: cfs.QueryMap})
+		switch {
+		case err == nil && a.Kind == cfs.KindOK && a.Map != nil:
+			if slices.ContainsFunc(a.Map.Nodes, func(v cfs.Node) bool { return v.ID == n.cfg.NodeID && (v.Voter || v.Learner) }) {
+				break
+			}
+			n.raft.follow(a.Map)
+			return n.remember(votersOf(a.Map), true)
+		case ctx.Err() != nil || len(n.leader.servers()) == 1 && n.leader.servers()[0] == n.addr:
+			why = "no leader says that it is a member no more"
+		default:
+			time.Sleep(partEvery)
+			continue
+		}
+		return cfs.Errorf("replica in "+n.raftDir(), cfs.Conflict,
+			"the replica is lost, and %s: on another server run \"cfs admin voter remove %d\", then start this one again: it only stores until \"cfs admin voter add %d\"",
+			why, n.cfg.NodeID, n.cfg.NodeID)
+	}
 }
 
 // keepPart gives the node a replica when the cluster has made it a member, and ends
@@ -181,13 +225,14 @@ func (n *Node) keepPart(ctx context.Context) {
 		raft := n.raft.raft.Load()
 		if raft == nil {
 			if err := n.takePart(); err != nil {
-				n.failed <- err
+				n.fail(err)
 				return
 			}
 		}
 		var ended <-chan struct{}
 		if raft != nil {
 			ended = raft.Done()
+			n.notePart(raft)
 		}
 		select {
 		case <-ctx.Done():
@@ -198,10 +243,25 @@ func (n *Node) keepPart(ctx context.Context) {
 				return
 			}
 			if err := n.endPart(raft); err != nil {
-				n.failed <- err
+				n.fail(err)
 				return
 			}
 		}
+	}
+}
+
+// notePart records that the node has a replica, once that has taken part.
+func (n *Node) notePart(raft *raftmeta.Node) {
+	if !raft.TakesPart() {
+		return
+	}
+	err := n.dir.change(func(s *state) bool {
+		was := s.Replica
+		s.Replica = true
+		return !was
+	})
+	if err != nil {
+		n.log.Warn("it is not recorded that this node has a replica", "err", err)
 	}
 }
 
@@ -218,11 +278,7 @@ func (n *Node) takePart() error {
 	if !mine {
 		return nil
 	}
-	n.adminMu.Lock()
-	n.dir.state.Members = peers
-	err := n.dir.save()
-	n.adminMu.Unlock()
-	if err != nil {
+	if err := n.dir.change(func(s *state) bool { s.Members = peers; return true }); err != nil {
 		return err
 	}
 	n.log.Info("this node is a learner, and becomes a voter when it has caught up")
@@ -242,7 +298,10 @@ func (n *Node) endPart(raft *raftmeta.Node) error {
 	if err := raft.Close(); err != nil {
 		n.log.Warn("closing the replica", "err", err)
 	}
-	if err := n.remember(voters); err != nil {
+	if newer := votersOf(n.raft.Map()); len(newer) > 0 { // the leader may have told of a later one
+		voters = newer
+	}
+	if err := n.remember(voters, true); err != nil {
 		return err
 	}
 	n.raft.take(nil)
@@ -259,27 +318,32 @@ func (n *Node) endPart(raft *raftmeta.Node) error {
 	return nil
 }
 
-// remember records that the node is no founder, and whom to ask.
-func (n *Node) remember(servers []string) error {
-	n.adminMu.Lock()
-	defer n.adminMu.Unlock()
-	s := &n.dir.state
-	servers = slices.DeleteFunc(slices.Clone(servers), func(a string) bool { return a == n.addr || a == "" })
-	if len(servers) == 0 {
-		servers = s.Servers
-	}
-	if s.Joined && slices.Equal(s.Servers, servers) {
-		return nil
-	}
-	s.Joined, s.Servers = true, servers
-	return n.dir.save()
+// remember records who the other voters are, and of a node that has left the log that it is no founder.
+func (n *Node) remember(voters []string, left bool) error {
+	others := slices.DeleteFunc(slices.Clone(voters), func(a string) bool { return a == n.addr || a == "" })
+	return n.dir.change(func(s *state) bool {
+		if slices.Equal(s.Servers, others) && (!left || s.Joined && !s.Replica) {
+			return false
+		}
+		s.Servers = others
+		if left {
+			s.Joined, s.Replica = true, false
+		}
+		return true
+	})
 }
 
-// followMap asks the leader for a map that is newer than the node's own. A voter learns it from the log.
+// followMap asks the leader for a map that is newer than the node's own, as a heartbeat has told. A member learns
+// it from the log, unless it takes no part now: then it lags still when the next heartbeat comes.
 func (n *Node) followMap(ctx context.Context, version uint64) error {
-	raft := n.raft.raft.Load()
-	if version <= n.raft.Map().Version || raft != nil && raft.Member() {
+	raft, own := n.raft.raft.Load(), n.raft.Map().Version
+	lags := own < n.raft.behind
+	n.raft.behind = version
+	switch {
+	case own >= version:
 		return n.followVoters()
+	case raft != nil && raft.Member() && !lags:
+		return nil
 	}
 	a, err := n.ask(ctx, &cfs.Query{Kind: cfs.QueryMap})
 	if err != nil {
@@ -292,20 +356,23 @@ func (n *Node) followMap(ctx context.Context, version uint64) error {
 	return n.followVoters()
 }
 
-// followVoters makes the voters of the map those that the node asks.
-func (n *Node) followVoters() error {
+// votersOf are the addresses of a map's voters.
+func votersOf(m *cfs.Map) []string {
 	var addrs []string
-	for _, v := range n.raft.Map().Nodes {
+	for _, v := range m.Nodes {
 		if v.Voter && v.Addr != "" {
 			addrs = append(addrs, v.Addr)
 		}
 	}
+	return addrs
+}
+
+// followVoters makes the voters of the map, which the leader knows no newer one than, those that the node asks.
+func (n *Node) followVoters() error {
+	addrs := votersOf(n.raft.Map())
 	if len(addrs) == 0 {
 		return nil
 	}
 	n.leader.setServers(addrs)
-	if n.dir.state.Joined {
-		return n.remember(addrs)
-	}
-	return nil
+	return n.remember(addrs, false)
 }

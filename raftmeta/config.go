@@ -98,6 +98,11 @@ type Config struct {
 	Seeds []string
 	// Peers are addresses of members, for a learner that knows none yet.
 	Peers map[cfs.NodeID]string
+	// Addr is the HOST:PORT at which others reach this node, for members that do not know it; empty: that of its record.
+	Addr string
+	// Known are servers that were the other voters when this node last heard. A directory that says that it is
+	// the only voter's asks them first whether it is an older copy.
+	Known []string
 	// Pool carries messages to the other voters. It should carry nothing else: a
 	// heartbeat behind a megabyte of file data is late.
 	Pool    *wire.Pool

@@ -25,6 +25,20 @@ const (
 	lockName      = "LOCK"
 )
 
+// HasState reports that a directory has a replica's state or log, or a part of them.
+func HasState(dir string) (bool, error) {
+	for _, name := range []string{currentName, walName} {
+		_, err := os.Lstat(filepath.Join(dir, name))
+		if err == nil {
+			return true, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return false, cfs.E("look into "+dir, cfs.KindOf(err), err)
+		}
+	}
+	return false, nil
+}
+
 // current names the valid state directory and the log position that it began
 // with: a snapshot's, or 0. After a crash between the switch and the log's
 // record of it, the start finds the position here and completes the log.

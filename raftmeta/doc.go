@@ -60,13 +60,18 @@
 // before that, and is given one by a snapshot, never entries alone. A learner that has caught up is
 // made a voter by the leader's duties, and the voter that it replaces goes after that. The leader
 // hands its leadership over before it goes itself. A replica that is removed ends with ErrRemoved,
-// when it applies that, or asks where it stands (it does wherever it hears of no leader).
+// when it applies that, or asks where it stands (it does wherever it hears of no leader). A voter that was off
+// during a change follows whoever leads since, and votes for it: requests are taken from any server, which says in
+// its messages where it is reached, and answers only from members.
 //
 // Each start of a replica has a name, which the leader records if the name recorded before is one that
 // the directory knows (standing.go). So these are refused, as Conflict:
 //
-//   - an empty directory of a member: by any leader; before there is one it does not vote;
+//   - an empty directory of a member whose start the leader has recorded: by any leader; before there is one it
+//     does not vote, unless every seed says that the cluster is being made;
 //   - a copy of a directory from before its last start: by any leader;
+//   - a copy from when this node was the only voter, where the server remembers others (Config.Known) and one of them
+//     answers within alonePatience;
 //   - a copy from since its last start: by the leader that had its acknowledgements, or because
 //     Raft finds that the log ends before what is committed.
 //

@@ -117,6 +117,7 @@ func (d *duties) run(ctx context.Context, work []func(context.Context) error) {
 		case <-d.kick:
 		case c := <-d.admin:
 			c.serve(ctx, d)
+			woke = time.Now() // it was not held up, but did what it was asked to
 		}
 		if late := time.Since(woke) - interval; late > d.n.cfg.NodeTimeout/4 {
 			d.hearAnew(late)

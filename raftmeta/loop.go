@@ -42,6 +42,7 @@ type loop struct {
 
 	gathered []*proposal          // to be proposed
 	pending  map[uint64]*proposal // by token, in the log
+	told     map[cfs.NodeID]told  // addresses by their messages
 	round    readRounds
 	arrived  *arrived // the snapshot whose message Raft is looking at
 	// streams ends the snapshots that are being sent.
@@ -59,6 +60,7 @@ func newLoop(n *Node, log *wal.Log) *loop {
 		control:   make(chan func() error, maxControl),
 		late:      make(chan *peer, fsm.MaxMembers),
 		pending:   map[uint64]*proposal{},
+		told:      map[cfs.NodeID]told{},
 		machine:   fsm.Machine{DropReplies: planted.Is(planted.DroppedReply)},
 	}
 	l.streams, l.endStreams = renew(nil)
@@ -93,7 +95,7 @@ func (l *loop) newRaft() (err error) {
 	if err != nil {
 		return cfs.E(op, cfs.Corrupt, err)
 	}
-	if v := l.conf.GetVoters(); len(v) == 1 && v[0] == uint64(l.n.cfg.NodeID) { // there is nobody to hear from first
+	if l.n.alone() && l.n.standing.admitted.Load() { // there is nobody to hear from first
 		err = l.raft.Campaign()
 	}
 	return err
@@ -271,7 +273,7 @@ func (l *loop) failAll(err error) {
 func (l *loop) transfer() error {
 	best, match := uint64(0), uint64(0)
 	for id, p := range l.raft.Status().Progress {
-		if id != uint64(l.n.cfg.NodeID) && p.RecentActive && p.Match >= match {
+		if id != uint64(l.n.cfg.NodeID) && !p.IsLearner && p.RecentActive && p.Match >= match {
 			best, match = id, p.Match
 		}
 	}

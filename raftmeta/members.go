@@ -87,10 +87,10 @@ func newRoster(m *cfs.Map, members []fsm.Member, more map[cfs.NodeID]string) *ro
 // followRoster takes connections to new members up, and drops those of others.
 // It runs in the loop, and before it.
 func (l *loop) followRoster() {
-	r := l.n.roster.Load()
+	addrs := l.addresses()
 	old := l.n.peersNow()
 	peers := map[cfs.NodeID]*peer{}
-	for id, addr := range r.addrs {
+	for id, addr := range addrs {
 		switch p := old[id]; {
 		case id == l.n.cfg.NodeID:
 		case p != nil && p.addr == addr:
@@ -129,6 +129,15 @@ func (n *Node) Voters() []string {
 	}
 	return out
 }
+
+// votes reports that this node is a voter as far as it has applied.
+func (n *Node) votes() bool {
+	m := n.roster.Load().find(n.cfg.NodeID)
+	return m != nil && !m.Learner
+}
+
+// alone reports that this node is the only voter as far as it has applied.
+func (n *Node) alone() bool { return n.votes() && n.roster.Load().voters() == 1 }
 
 // Member reports whether this node has a part in the log as it has applied it.
 func (n *Node) Member() bool { return n.roster.Load().find(n.cfg.NodeID) != nil }
@@ -185,7 +194,8 @@ func (l *loop) applyChange(b kv.Batch, e *pb.Entry, eff *effects) error {
 		return err
 	}
 	l.conf = l.raft.ApplyConfChange(cc)
-	eff.mapChanged = true
+	l.round.again()
+	eff.mapChanged, eff.members = true, true
 	eff.removed = eff.removed || c.gone && c.member.ID == l.n.cfg.NodeID
 	l.n.log.Info("membership changed", "member", c.member.ID, "addr", c.member.Addr, "learner", c.member.Learner, "gone", c.gone,
 		"voters", l.conf.GetVoters(), "learners", l.conf.GetLearners())
@@ -290,7 +300,15 @@ func (d *duties) workMembers(ctx context.Context) error {
 // first; its successor is to ask again.
 func (d *duties) removeMember(ctx context.Context, id cfs.NodeID) error {
 	if id == d.n.cfg.NodeID {
-		d.n.transfer()
+		ctx, cancel := context.WithTimeout(ctx, changeTimeout)
+		defer cancel()
+		for d.n.lead.Load().mine {
+			if ctx.Err() != nil {
+				return cfs.Errorf("voter remove", cfs.Unavailable, "node %d leads, and no other voter has taken over", id)
+			}
+			d.n.transfer()
+			sleepOr(ctx, d.n.cfg.TickInterval)
+		}
 		return d.n.notLeader("voter remove")
 	}
 	return d.changeMembers(ctx, &memberChange{member: fsm.Member{ID: id}, gone: true}, func(r *roster) bool { return r.find(id) == nil })

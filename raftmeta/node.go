@@ -33,7 +33,8 @@ type Node struct {
 	duties  atomic.Pointer[duties] // while this node leads and has applied all before its term
 	indexes struct {
 		committed, applied, first atomic.Uint64
-		last                      uint64 // of the log at the start
+		end                       atomic.Uint64 // the log's last, written or about to be
+		last                      uint64        // of the log at the start
 	}
 	tokens   atomic.Uint64
 	waiting  atomic.Int64 // proposals in flight
@@ -169,6 +170,8 @@ func (n *Node) Status() *wirepb.StatusReply {
 		CommitIndex:  n.indexes.committed.Load(),
 		AppliedIndex: n.indexes.applied.Load(),
 		FirstIndex:   n.indexes.first.Load(),
+		LastIndex:    n.indexes.end.Load(),
+		Voter:        n.votes(),
 	}
 	if d := n.duties.Load(); d != nil {
 		m = d.withReported(m)
@@ -250,7 +253,23 @@ func (n *Node) release() error {
 		if n.Err() == nil {
 			err = errors.Join(err, n.state.store.Flush())
 		}
-		err = errors.Join(err, n.state.replace(nil, ""))
+		err = errors.Join(err, n.closeState())
 	}
 	return errors.Join(err, n.lock.Close())
+}
+
+// closeState closes the store. Without room on the disk Pebble tries its last flush until there is some, and
+// what it holds is in the log: that is not waited for.
+func (n *Node) closeState() error {
+	if cfs.KindOf(n.Err()) != cfs.NoSpace {
+		return n.state.replace(nil, "")
+	}
+	done := make(chan error, 1)
+	go func() { done <- n.state.replace(nil, "") }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(closePatience):
+		return cfs.Errorf("close state in "+n.cfg.Dir, cfs.NoSpace, "it is left as it is: the next start finds the rest in the log")
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -202,11 +203,14 @@ func (l *loop) restore(rec *wal.Recovered, applied uint64) error {
 	}
 	l.conf = l.n.roster.Load().conf()
 	l.applied, l.compacted = applied, rec.Mark.Index
-	if l.n.indexes.last = last; len(l.conf.GetVoters()) == 1 && l.conf.GetVoters()[0] == uint64(l.n.cfg.NodeID) {
+	l.n.indexes.last = last
+	l.n.indexes.end.Store(last)
+	if l.n.alone() && len(l.n.cfg.Known) == 0 {
 		l.n.admit() // there is nobody to ask
 	}
 	l.hard = &pb.HardState{Term: new(rec.HardState.GetTerm()), Vote: new(rec.HardState.GetVote()),
 		Commit: new(min(max(rec.HardState.GetCommit(), applied), last))}
+	l.n.lead.Store(&leadership{term: l.hard.GetTerm()})
 	ms := raft.NewMemoryStorage()
 	err := ms.ApplySnapshot(&pb.Snapshot{Metadata: &pb.SnapshotMetadata{ConfState: l.conf, Index: new(rec.Mark.Index), Term: new(rec.Mark.Term)}})
 	if err == nil && !raft.IsEmptyHardState(l.hard) {
@@ -233,9 +237,13 @@ func (n *Node) adoptMembers(b kv.Batch, cur *current) error {
 	if err != nil || len(members) > 0 || len(cur.conf.GetVoters()) == 0 {
 		return err
 	}
+	founders := n.cfg.foundMembers()
+	if got, want := (&roster{members: founders}).conf().GetVoters(), slices.Sorted(slices.Values(cur.conf.GetVoters())); !slices.Equal(got, want) {
+		return cfs.Errorf("members", cfs.Conflict, "the seed nodes are %v, and the directory's voters %v: give the seed nodes that the cluster was made with", got, want)
+	}
 	applied, err := fsm.AppliedIndex(b)
 	if err != nil {
 		return err
 	}
-	return fsm.Found(b, applied, n.cfg.foundMembers())
+	return fsm.Found(b, applied, founders)
 }

@@ -2,6 +2,9 @@ package raftmeta
 
 import (
 	"errors"
+	"maps"
+	"net"
+	"strconv"
 	"time"
 
 	"go.etcd.io/raft/v3"
@@ -9,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/raftmeta/fsm"
 	"github.com/claudefs/claudefs/wire"
 	"github.com/claudefs/claudefs/wire/wirepb"
 )
@@ -112,6 +116,7 @@ func (l *loop) flush(p *peer, late bool) {
 	if len(p.frame.Messages) == 0 {
 		return
 	}
+	p.frame.Addr = l.n.ownAddr()
 	if err := l.n.cfg.Pool.Send(p.addr, wire.OpRaft, &p.frame); err != nil {
 		l.lost(p, err)
 	}
@@ -131,6 +136,60 @@ func (l *loop) lost(p *peer, err error) {
 	l.raft.ReportUnreachable(uint64(p.id))
 }
 
+// told is an address that a member, or a stranger, has said of itself, in the place of the one that the state
+// had then: it holds for as long as the state says the same.
+type told struct{ addr, instead string }
+
+// ownAddr is where others reach this node.
+func (n *Node) ownAddr() string {
+	if n.cfg.Addr != "" {
+		return n.cfg.Addr
+	}
+	return n.addrOf(n.cfg.NodeID)
+}
+
+// noteAddr has the loop note at what address the sender of a message of a term is reached, where that is news. A
+// note that finds no room is lost: the next message brings it again.
+func (n *Node) noteAddr(id cfs.NodeID, addr string, term uint64) {
+	if p := n.member(id); p != nil && p.addr == addr || !isAddr(addr) || id == n.cfg.NodeID {
+		return
+	}
+	select {
+	case n.loop.control <- func() error { n.loop.note(id, addr, term); return nil }:
+	default:
+	}
+}
+
+// note takes an address: that of a stranger, or of a member whose message is not older than the present term.
+func (l *loop) note(id cfs.NodeID, addr string, term uint64) {
+	known := l.n.roster.Load().addrs[id]
+	if _, again := l.told[id]; known != "" && term < l.hard.GetTerm() || !again && len(l.told) >= fsm.MaxMembers {
+		return
+	}
+	l.told[id] = told{addr: addr, instead: known}
+	l.followRoster()
+}
+
+// addresses are those of the members by the state, and what was told since.
+func (l *loop) addresses() map[cfs.NodeID]string {
+	out := maps.Clone(l.n.roster.Load().addrs)
+	for id, t := range l.told {
+		if out[id] != t.instead {
+			delete(l.told, id)
+			continue
+		}
+		out[id] = t.addr
+	}
+	return out
+}
+
+// isAddr reports that an address is a HOST:PORT that can be called.
+func isAddr(addr string) bool {
+	host, port, err := net.SplitHostPort(addr)
+	n, numErr := strconv.ParseUint(port, 10, 16)
+	return err == nil && numErr == nil && n != 0 && host != "" && len(addr) <= cfs.MaxName
+}
+
 // acceptable are the messages that come from other voters. Proposals are not
 // forwarded, and a snapshot's message comes with its state.
 func acceptable(t pb.MessageType) bool {
@@ -142,11 +201,13 @@ func acceptable(t pb.MessageType) bool {
 	return false
 }
 
-// checkMessage refuses what is not from the peer that sent it, or not for us.
+// checkMessage refuses what is not from the peer that sent it, or not for us. Who may ask is no question of the
+// membership as this node knows it: the sender may be a member by a change that this node has missed. Raft
+// itself takes no answers from others than those it has asked.
 func (n *Node) checkMessage(m *pb.Message, from *wire.Peer, snapshot bool) error {
 	id := leaderID(m.GetFrom())
 	switch {
-	case n.member(id) == nil || from == nil || from.NodeID != id:
+	case id == 0 || from == nil || from.NodeID != id:
 		return cfs.Errorf("raft message", cfs.BadRequest, "from node %d, which the connection's node is not", m.GetFrom())
 	case m.GetTo() != uint64(n.cfg.NodeID):
 		return cfs.Errorf("raft message", cfs.BadRequest, "for node %d, this is node %d", m.GetTo(), n.cfg.NodeID)
@@ -174,6 +235,7 @@ func (n *Node) Receive(r *wire.Request) error {
 		if err := n.checkMessage(m, r.Peer, false); err != nil {
 			return err
 		}
+		n.noteAddr(r.Peer.NodeID, req.Addr, m.GetTerm())
 		select {
 		case n.loop.messages <- m:
 		default:

@@ -47,6 +47,12 @@ func (l *loop) startRound() {
 	l.raft.ReadIndex(binary.LittleEndian.AppendUint64(nil, r.id))
 }
 
+// again makes the round that is on its way another that has not begun: it was begun
+// under another membership, and may never be confirmed.
+func (r *readRounds) again() {
+	r.waiting, r.asking = append(r.asking, r.waiting...), nil
+}
+
 // confirmed ends the round that rs belongs to.
 func (r *readRounds) confirmed(rs raft.ReadState, applied uint64) {
 	if len(rs.RequestCtx) != 8 || binary.LittleEndian.Uint64(rs.RequestCtx) != r.id || len(r.asking) == 0 {

@@ -29,6 +29,9 @@ func (l *loop) ready() error {
 			l.n.lead.Store(&leadership{leader: now.leader, mine: now.mine, term: rd.HardState.GetTerm()})
 		}
 	}
+	if len(rd.Entries) > 0 {
+		l.n.indexes.end.Store(rd.Entries[len(rd.Entries)-1].GetIndex())
+	}
 	if l.mine {
 		l.send(rd.Messages)
 	}
@@ -128,6 +131,7 @@ func (l *loop) apply(entries []*pb.Entry) error {
 // effects are what a batch of entries changed that others want to know.
 type effects struct {
 	mapChanged bool
+	members    bool // the membership is another
 	ownTerm    bool // an entry of the term that this node leads
 	removed    bool // this node is no member any more
 	sessions   []sessionChange
@@ -226,6 +230,11 @@ func (l *loop) publish(eff *effects) error {
 			return err
 		}
 		l.followRoster()
+	}
+	if eff.members { // who remains may be alone, and has nobody to learn from that it is committed
+		if err := l.saveHardState(true); err != nil {
+			return err
+		}
 	}
 	if eff.removed {
 		return ErrRemoved

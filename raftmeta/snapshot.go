@@ -98,7 +98,7 @@ func (s *stream) run(view kv.View, m *pb.Message) error {
 	if s.head.Message, err = proto.Marshal(m); err != nil {
 		return err
 	}
-	s.head.Last = true
+	s.head.Last, s.head.Addr = true, s.n.ownAddr()
 	return s.flush(installTimeout)
 }
 
@@ -183,13 +183,16 @@ func (n *Node) serveSnapshot(ctx context.Context, r *wire.Request) error {
 	if err := r.Decode(&req); err != nil {
 		return err
 	}
-	if r.Peer == nil || n.member(r.Peer.NodeID) == nil {
-		return cfs.Errorf(op, cfs.BadRequest, "from no voter")
+	if r.Peer == nil || r.Peer.NodeID == 0 {
+		return cfs.Errorf(op, cfs.BadRequest, "from no server")
 	}
 	n.inMu.Lock()
 	defer n.inMu.Unlock()
 	if n.stopping() {
 		return n.unavailable(op)
+	}
+	if n.disk.full.Load() {
+		return errors.Join(cfs.Errorf(op, cfs.NoSpace, "the disk of node %d is full", n.cfg.NodeID), n.drop())
 	}
 	if a := n.in; a != nil && !req.Last && a.from == r.Peer.NodeID && a.index == req.Index && a.term == req.Term && a.next == req.Piece+1 {
 		return nil // its answer was lost
@@ -283,6 +286,7 @@ func (n *Node) receiveLast(ctx context.Context, a *arrived, req *wirepb.Snapshot
 		return errors.Join(cfs.E(op, cfs.KindOf(err), err), n.drop())
 	}
 	n.in = nil // the loop's from here
+	n.noteAddr(from.NodeID, req.Addr, m.GetTerm())
 	n.loop.do(func() error { return n.loop.offer(a, m) })
 	select {
 	case <-a.done:

@@ -11,6 +11,8 @@ import (
 )
 
 const (
+	// closePatience bounds the wait for a store that cannot write.
+	closePatience = 5 * time.Second
 	// diskInterval is the rhythm in which the disk is looked at.
 	diskInterval = 500 * time.Millisecond
 	// reserveState is what the state store may write between two looks, beside two segments of the log.
@@ -98,6 +100,8 @@ func (n *Node) lookAtDisk() {
 		n.log.Info("there is room on the disk again", "dir", n.cfg.Dir, "free_bytes", free)
 		n.disk.full.Store(false)
 		n.metrics.diskFull.Set(0)
+	case full:
+		n.transfer() // where nobody could take over before
 	}
 }
 

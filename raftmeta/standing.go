@@ -34,6 +34,8 @@ const (
 	strayAfter = time.Second
 	// standPatience is how long an empty directory waits for the others before its log says so.
 	standPatience = 5 * time.Second
+	// alonePatience is how long who is the only voter by its directory, and knew of others, waits for them to say so too.
+	alonePatience = 10 * time.Second
 )
 
 // standing is what the cluster thinks of this replica's data. Before that is known
@@ -48,12 +50,17 @@ const (
 //     off could not start.
 //   - An empty one takes part once a majority of the seeds says that it is empty too and
 //     nobody that it is not, or when the leader has recorded it.
+//   - That of an only voter takes part at once, unless the server knew of other voters: they are asked first.
 type standing struct {
 	admitted atomic.Bool // takes part
 	known    atomic.Bool // the leader has recorded this start
 	blank    bool        // the directory has never voted
 	acked    cfs.UUID    // the name that is known to be recorded, zero for none
 	next     cfs.UUID    // the name of this start
+
+	// Of the goroutine that asks.
+	since time.Time           // when it began to
+	agree map[string]struct{} // who knows no other voters than this one
 }
 
 func (s *standing) encode() []byte {
@@ -108,6 +115,9 @@ func (s *standing) save(dir string) error {
 	return replaceFile(filepath.Join(dir, replicaName), s.encode())
 }
 
+// TakesPart reports that this replica votes, and acknowledges, as far as it is a member.
+func (n *Node) TakesPart() bool { return n.standing.admitted.Load() }
+
 // stand finds out where this replica stands, and goes on asking where it hears of no
 // leader. It ends with the node.
 func (n *Node) stand() {
@@ -121,7 +131,8 @@ func (n *Node) stand() {
 		}
 		cancel()
 	}()
-	s, begun, told := &n.standing, time.Now(), false
+	s, told := &n.standing, false
+	s.since, s.agree = time.Now(), map[string]struct{}{}
 	for pause := standPause; ; {
 		if n.lead.Load().leader == 0 || !s.known.Load() {
 			pause = standPause
@@ -132,7 +143,7 @@ func (n *Node) stand() {
 		}
 		if s.known.Load() {
 			pause = strayAfter
-		} else if !s.admitted.Load() && !told && time.Since(begun) > standPatience {
+		} else if !s.admitted.Load() && !told && time.Since(s.since) > standPatience {
 			told = true
 			n.log.Warn("this replica's directory is empty, and it takes no part before a leader or a majority of the seeds has been heard", "dir", n.cfg.Dir)
 		}
@@ -149,6 +160,9 @@ func (n *Node) askStanding(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, standTimeout)
 	defer cancel()
 	s := &n.standing
+	if n.alone() && !s.admitted.Load() {
+		return n.askKnown(ctx)
+	}
 	err := n.record(ctx)
 	switch kind := cfs.KindOf(err); {
 	case err == nil:
@@ -163,9 +177,7 @@ func (n *Node) askStanding(ctx context.Context) error {
 	case kind == cfs.NotFound:
 		return ErrRemoved
 	case kind == cfs.Conflict:
-		return cfs.Errorf("replica in "+n.cfg.Dir, cfs.Conflict,
-			"%w: it is not trusted; on another server run \"cfs admin voter remove %d\", empty the directory and start again, then \"cfs admin voter add %d\"",
-			err, n.cfg.NodeID, n.cfg.NodeID)
+		return n.untrusted(err)
 	case ctx.Err() != nil && n.stopping():
 	case !s.blank:
 		n.admit()
@@ -176,6 +188,56 @@ func (n *Node) askStanding(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (n *Node) untrusted(err error) error {
+	return cfs.Errorf("replica in "+n.cfg.Dir, cfs.Conflict,
+		"%w: it is not trusted; on another server run \"cfs admin voter remove %d\", empty the directory and start again, then \"cfs admin voter add %d\"",
+		err, n.cfg.NodeID, n.cfg.NodeID)
+}
+
+// askKnown asks the servers that were the other voters, for a directory that has this node as the only one. They are
+// heard, all or for as long as that takes, before it leads on its own: a directory from before they came would
+// else make a second cluster.
+func (n *Node) askKnown(ctx context.Context) error {
+	s := &n.standing
+	answers := make([]wirepb.StatusReply, len(n.cfg.Known))
+	n.askEach(ctx, n.cfg.Known, func(i int, r *wirepb.StatusReply) { answers[i].Map, answers[i].ClusterId = r.Map, r.ClusterId })
+	for i, addr := range n.cfg.Known {
+		m := answers[i].GetMap()
+		if m == nil || answers[i].ClusterId != n.cfg.ClusterID {
+			continue
+		}
+		others := slices.ContainsFunc(m.Nodes, func(v *wirepb.Node) bool { return v.Voter && cfs.NodeID(v.Id) != n.cfg.NodeID })
+		if others && m.Version > n.indexes.last {
+			return n.untrusted(cfs.Errorf("", cfs.Conflict, "the server at %s knows other voters, since index %d, and this log ends at %d: the directory is an older copy", addr, m.Version, n.indexes.last))
+		}
+		s.agree[addr] = struct{}{}
+	}
+	if len(s.agree) < len(n.cfg.Known) && time.Since(s.since) < alonePatience {
+		return nil
+	}
+	n.admit()
+	n.loop.do(n.loop.raft.Campaign)
+	return nil
+}
+
+// askEach asks servers for their status at once; took runs for one at a time.
+func (n *Node) askEach(ctx context.Context, addrs []string, took func(i int, r *wirepb.StatusReply)) {
+	var mu sync.Mutex
+	var group sync.WaitGroup
+	for i, addr := range addrs {
+		group.Go(func() {
+			var r wirepb.StatusReply
+			if _, err := n.cfg.Pool.Call(ctx, addr, wire.OpStatus, &wirepb.Empty{}, nil, &r, nil); err != nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			took(i, &r)
+		})
+	}
+	group.Wait()
 }
 
 func (n *Node) admit() {
@@ -253,31 +315,36 @@ func (n *Node) recordReplica(ctx context.Context, id cfs.NodeID, r *wirepb.Repli
 // maxHad bounds the names that a replica says it had before, in bytes.
 const maxHad = 16 * len(cfs.UUID{})
 
-// allBlank reports that the cluster is being made: a majority of its seeds, with this
-// one, has never voted, and none that answers has.
+// allBlank reports that the cluster is being made: a majority of its seeds, with this one, has never
+// voted, and none that answers has; or every one of them answers, and none has anything in its log (the
+// first election of a cluster may have been cut off), so nothing was ever committed.
 func (n *Node) allBlank(ctx context.Context) bool {
-	peers := n.peersNow()
-	blank, used := 1, 0
-	if n.roster.Load().find(n.cfg.NodeID) == nil {
+	if !n.votes() {
 		return false // a learner has no say
 	}
-	var mu sync.Mutex
-	var group sync.WaitGroup
-	for _, p := range peers {
-		group.Go(func() {
-			var r wirepb.StatusReply
-			if _, err := n.cfg.Pool.Call(ctx, p.addr, wire.OpStatus, &wirepb.Empty{}, nil, &r, nil); err != nil {
-				return
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			if r.Term == 0 && r.GetMap().GetVersion() == 0 {
-				blank++
-			} else {
-				used++
-			}
-		})
+	var addrs []string
+	for _, m := range n.roster.Load().members {
+		if p := n.member(m.ID); p != nil {
+			addrs = append(addrs, p.addr)
+		}
 	}
-	group.Wait()
-	return used == 0 && blank > (len(peers)+1)/2
+	blank, empty, used := 1, 1, 0
+	n.askEach(ctx, addrs, func(_ int, r *wirepb.StatusReply) {
+		switch {
+		case !isEmpty(r):
+			used++
+		case r.Term == 0:
+			blank++
+			empty++
+		default:
+			empty++
+		}
+	})
+	all := len(addrs) + 1
+	return used == 0 && (empty == blank && blank > all/2 || empty == all)
+}
+
+// isEmpty reports that a server says of itself that it votes and that its log has nothing.
+func isEmpty(r *wirepb.StatusReply) bool {
+	return r.Voter && r.LastIndex == firstIndex && r.AppliedIndex == firstIndex && r.CommitIndex == firstIndex && r.GetMap().GetVersion() == 0
 }

@@ -121,6 +121,7 @@ func TestServersJoinAndLeave(t *testing.T) {
 		t.Errorf("the roles are %v", got)
 	}
 	r.fill(t, m.Point, "replaced", 4, 1<<20)
+	admin(t, c, "fsck")
 	j.end()
 	j.run("server", "--data-dir", filepath.Join(j.dir, "data"))
 	eventually(t, "node 4 is back", func() bool { return strings.HasPrefix(roles(t, c)["4"], "up ") })

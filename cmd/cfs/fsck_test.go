@@ -452,3 +452,18 @@ func TestChecksLookTwice(t *testing.T) {
 		}
 	}
 }
+
+// Only voters have a replica whose tables can be compared.
+func TestFsckWithAServerThatOnlyStores(t *testing.T) {
+	f, _ := fsckFake(t)
+	f.m.Nodes[2].Voter = false
+	f.onAsk = func(id cfs.NodeID, op wire.Op) error {
+		if id == 3 && op == wire.OpCheckState {
+			return wire.NotLeaderError(op.String(), f.addrs[2])
+		}
+		return nil
+	}
+	if code, doc := f.fsck(); code != 0 || doc.Replicas != 2 {
+		t.Errorf("exit %d: %+v", code, doc)
+	}
+}

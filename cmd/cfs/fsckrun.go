@@ -105,7 +105,7 @@ func (p *fsckPass) run(ctx context.Context, s *state, progress *cli.Progress) (*
 	listing, stop := context.WithCancel(ctx)
 	defer stop()
 	for _, n := range s.m.Nodes {
-		if !p.silent[n.ID] {
+		if n.Voter && !p.silent[n.ID] { // others have no replica
 			g.Go(func() error { return p.checkState(ctx, n) })
 		}
 	}

@@ -293,7 +293,7 @@ func TestPebbleDamage(t *testing.T) {
 	defer s.Close()
 	v := s.View()
 	defer v.Close()
-	if _, _, err := v.Get([]byte("a")); !errors.Is(err, cfs.Corrupt) {
+	if _, _, err := v.Get([]byte("a")); !errors.Is(err, cfs.Corrupt) || !strings.Contains(err.Error(), tables[0]) || !strings.Contains(err.Error(), "block 0/") {
 		t.Errorf("get from a damaged table: %v", err)
 	}
 	if err := v.Scan(nil, nil, func(_, _ []byte) (bool, error) { return true, nil }); !errors.Is(err, cfs.Corrupt) {

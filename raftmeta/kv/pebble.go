@@ -55,7 +55,7 @@ type pebbleStore struct {
 }
 
 // OpenPebble opens the store in dir, or makes an empty one there. What is
-// damaged is cfs.Corrupt naming the directory.
+// damaged is cfs.Corrupt naming the directory, or the file and offset where Pebble knows them.
 func OpenPebble(dir string, opt Options) (Store, error) {
 	op := "open state " + dir
 	if opt.CacheBytes == 0 {
@@ -96,6 +96,9 @@ func wrap(op, dir string, err error) error {
 	k := cfs.KindOf(err)
 	if pebble.IsCorruptionError(err) {
 		k = cfs.Corrupt
+	}
+	if info := pebble.ExtractDataCorruptionInfo(err); info != nil { // the error's text says at which offset
+		return cfs.E(op+" "+info.Path, k, info.Details)
 	}
 	return cfs.E(op+" "+dir, k, err)
 }

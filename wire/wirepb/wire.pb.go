@@ -3917,6 +3917,8 @@ type StatusReply struct {
 	Map           *Map                   `protobuf:"bytes,10,opt,name=map,proto3" json:"map,omitempty"`
 	Statfs        *Statfs                `protobuf:"bytes,11,opt,name=statfs,proto3" json:"statfs,omitempty"`
 	Usage         []*GroupUsage          `protobuf:"bytes,12,rep,name=usage,proto3" json:"usage,omitempty"`
+	Voter         bool                   `protobuf:"varint,13,opt,name=voter,proto3" json:"voter,omitempty"`                          // it has a replica that votes
+	LastIndex     uint64                 `protobuf:"varint,14,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"` // of that replica's log
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4033,6 +4035,20 @@ func (x *StatusReply) GetUsage() []*GroupUsage {
 		return x.Usage
 	}
 	return nil
+}
+
+func (x *StatusReply) GetVoter() bool {
+	if x != nil {
+		return x.Voter
+	}
+	return false
+}
+
+func (x *StatusReply) GetLastIndex() uint64 {
+	if x != nil {
+		return x.LastIndex
+	}
+	return 0
 }
 
 // Admin asks for a change. Which server carries it out is part of the verb: the one that
@@ -4810,6 +4826,7 @@ func (x *CheckReply) GetExamples() []string {
 type Raft struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Messages      [][]byte               `protobuf:"bytes,1,rep,name=messages,proto3" json:"messages,omitempty"`
+	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"` // at which the sender is reached: the receiver may not know it yet
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4851,6 +4868,13 @@ func (x *Raft) GetMessages() [][]byte {
 	return nil
 }
 
+func (x *Raft) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
 // Snapshot is one piece of a state being sent to a voter; pairs of key and
 // value are in the payload, each a 4-byte little-endian length and the bytes.
 type Snapshot struct {
@@ -4860,6 +4884,7 @@ type Snapshot struct {
 	Piece         uint64                 `protobuf:"varint,3,opt,name=piece,proto3" json:"piece,omitempty"`
 	Last          bool                   `protobuf:"varint,4,opt,name=last,proto3" json:"last,omitempty"`
 	Message       []byte                 `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"` // with last: the raft message that the snapshot belongs to
+	Addr          string                 `protobuf:"bytes,6,opt,name=addr,proto3" json:"addr,omitempty"`       // with last: at which the sender is reached
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4927,6 +4952,13 @@ func (x *Snapshot) GetMessage() []byte {
 		return x.Message
 	}
 	return nil
+}
+
+func (x *Snapshot) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
 }
 
 type ShardKey struct {
@@ -5779,7 +5811,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\vinline_full\x18\x02 \x01(\bR\n" +
 	"inlineFull\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x19\n" +
-	"\blease_ms\x18\x04 \x01(\rR\aleaseMs\"\xa2\x03\n" +
+	"\blease_ms\x18\x04 \x01(\rR\aleaseMs\"\xd7\x03\n" +
 	"\vStatusReply\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
@@ -5796,7 +5828,10 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x03map\x18\n" +
 	" \x01(\v2\x12.claudefs.wire.MapR\x03map\x12-\n" +
 	"\x06statfs\x18\v \x01(\v2\x15.claudefs.wire.StatfsR\x06statfs\x12/\n" +
-	"\x05usage\x18\f \x03(\v2\x19.claudefs.wire.GroupUsageR\x05usage\"\xff\x01\n" +
+	"\x05usage\x18\f \x03(\v2\x19.claudefs.wire.GroupUsageR\x05usage\x12\x14\n" +
+	"\x05voter\x18\r \x01(\bR\x05voter\x12\x1d\n" +
+	"\n" +
+	"last_index\x18\x0e \x01(\x04R\tlastIndex\"\xff\x01\n" +
 	"\x05Admin\x12\x12\n" +
 	"\x04verb\x18\x01 \x01(\rR\x04verb\x12\x16\n" +
 	"\x06device\x18\x02 \x01(\rR\x06device\x12\x12\n" +
@@ -5870,15 +5905,17 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\aextents\x18\x03 \x01(\x04R\aextents\x12\x18\n" +
 	"\astripes\x18\x04 \x01(\x04R\astripes\x12\x16\n" +
 	"\x06faults\x18\x05 \x01(\x04R\x06faults\x12\x1a\n" +
-	"\bexamples\x18\x06 \x03(\tR\bexamples\"\"\n" +
+	"\bexamples\x18\x06 \x03(\tR\bexamples\"6\n" +
 	"\x04Raft\x12\x1a\n" +
-	"\bmessages\x18\x01 \x03(\fR\bmessages\"x\n" +
+	"\bmessages\x18\x01 \x03(\fR\bmessages\x12\x12\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\"\x8c\x01\n" +
 	"\bSnapshot\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x04R\x05index\x12\x12\n" +
 	"\x04term\x18\x02 \x01(\x04R\x04term\x12\x14\n" +
 	"\x05piece\x18\x03 \x01(\x04R\x05piece\x12\x12\n" +
 	"\x04last\x18\x04 \x01(\bR\x04last\x12\x18\n" +
-	"\amessage\x18\x05 \x01(\fR\amessage\"n\n" +
+	"\amessage\x18\x05 \x01(\fR\amessage\x12\x12\n" +
+	"\x04addr\x18\x06 \x01(\tR\x04addr\"n\n" +
 	"\bShardKey\x12%\n" +
 	"\x0estripe_session\x18\x01 \x01(\x04R\rstripeSession\x12%\n" +
 	"\x0estripe_counter\x18\x02 \x01(\x04R\rstripeCounter\x12\x14\n" +
