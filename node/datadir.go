@@ -11,6 +11,7 @@ import (
 	"syscall"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/durable"
 )
 
 const (
@@ -235,34 +236,10 @@ func (d *dataDir) save() error {
 	if err != nil {
 		return cfs.E(d.file(stateFile), cfs.IO, err)
 	}
-	if err := writeDurably(d.file(stateFile), append(raw, '\n')); err != nil {
+	if err := durable.Replace(d.file(stateFile), append(raw, '\n')); err != nil {
 		return cfs.E(d.file(stateFile), cfs.KindOf(err), err)
 	}
 	return nil
-}
-
-// writeDurably replaces a file's content so that a crash leaves the old or the new.
-func writeDurably(path string, content []byte) error {
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return err
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }
 
 // close unlocks the directory.

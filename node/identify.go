@@ -24,21 +24,18 @@ import (
 // askSeedTimeout bounds the question to another seed whether it has an authority.
 const askSeedTimeout = time.Second
 
+// now is the node's wall clock.
 func (c *Config) now() time.Time { return time.Now().Add(c.ClockOffset) }
 
 // useToken sees to it that a store has an identity that is of use, with the configured token where it has none.
 func (c *Config) useToken(ctx context.Context, store *pki.Store, servers []string) error {
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown host"
-	}
 	log := c.Logger
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	ctx, cancel := context.WithTimeout(ctx, enrolTimeout)
 	defer cancel()
-	return client.Identify(ctx, client.Enrolment{Store: store, Servers: servers, Token: c.Token, NodeID: c.NodeID, Name: host, Now: c.now, Logger: log})
+	return client.Identify(ctx, client.Enrolment{Store: store, Servers: servers, Token: c.Token, NodeID: c.NodeID, Name: pki.ThisMachine(), Now: c.now, Logger: log})
 }
 
 // others are the servers that the node knows when it starts.
@@ -78,7 +75,7 @@ func (n *Node) openSecurity(ctx context.Context) error {
 // lacks reports that the node has no certificate that is valid.
 func (s *security) lacks() bool {
 	id := s.store.Identity()
-	return id == nil || id.Expired(s.n.now())
+	return id == nil || id.Expired(s.n.cfg.now())
 }
 
 // mend gives a node whose replica is open the certificate that it still lacks.
@@ -118,7 +115,7 @@ func (s *security) obtain(ctx context.Context) error {
 	}
 	return client.Enrol(ctx, client.Enrolment{
 		Store: s.store, Servers: s.others(), TrustFirst: true, Secret: n.cfg.BootstrapToken,
-		NodeID: n.cfg.NodeID, Name: s.name(), Now: n.now, Logger: n.log.With("part", "identity"),
+		NodeID: n.cfg.NodeID, Name: s.name(), Now: n.cfg.now, Logger: n.log.With("part", "identity"),
 	})
 }
 
@@ -132,7 +129,7 @@ func (s *security) begin(ctx context.Context) error {
 		if err := s.refuseSecond(ctx); err != nil {
 			return err
 		}
-		if ca, err = pki.NewAuthority(s.n.cfg.ClusterID, s.n.now()); err != nil {
+		if ca, err = pki.NewAuthority(s.n.cfg.ClusterID, s.n.cfg.now()); err != nil {
 			return err
 		}
 		if err := s.store.SaveAuthority(&ca); err != nil {

@@ -28,7 +28,7 @@ func TestExpiredServerSignsForItself(t *testing.T) {
 	cfg.ClockOffset = 2 * pki.DefaultLifetime
 	n = start(t, cfg)
 	after := n.trust.store.Identity()
-	if after.Who.Serial == before.Who.Serial || after.Expired(n.now()) || !after.Authority.Equal(before.Authority) {
+	if after.Who.Serial == before.Who.Serial || after.Expired(n.cfg.now()) || !after.Authority.Equal(before.Authority) {
 		t.Errorf("it came back with %s until %s", after.Who.Serial, after.Cert.NotAfter)
 	}
 }

@@ -20,6 +20,7 @@ import (
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/client"
+	"github.com/claudefs/claudefs/internal/durable"
 	"github.com/claudefs/claudefs/pki"
 	"github.com/claudefs/claudefs/wire"
 	"github.com/claudefs/claudefs/wire/wirepb"
@@ -58,14 +59,11 @@ type security struct {
 	seeds map[cfs.NodeID]string // node 1, until the authority is recorded: hash of the key that each has
 }
 
-// now is the node's wall clock.
-func (n *Node) now() time.Time { return time.Now().Add(n.cfg.ClockOffset) }
-
 func (s *security) name() string { return fmt.Sprintf("node %d", s.n.cfg.NodeID) }
 
 func (s *security) sign(ca *cfs.CA, id cfs.NodeID, key []byte, name string) ([]byte, error) {
 	return pki.Sign(ca, pki.Request{Who: cfs.Principal{ClusterID: s.n.cfg.ClusterID, Role: cfs.RoleStorage, Node: id},
-		Name: name, PublicKey: key, Lifetime: s.n.cfg.CertLifetime}, s.n.now())
+		Name: name, PublicKey: key, Lifetime: s.n.cfg.CertLifetime}, s.n.cfg.now())
 }
 
 // loadSeeds reads whom node 1 has signed for.
@@ -161,7 +159,7 @@ func (s *security) admit(p *wire.Peer, req *wirepb.Enrol, id cfs.NodeID, authori
 	s.seeds[id] = key
 	raw, err := json.Marshal(s.seeds)
 	if err == nil {
-		err = writeDurably(filepath.Join(s.store.Dir(), seedsFile), raw)
+		err = durable.Replace(filepath.Join(s.store.Dir(), seedsFile), raw)
 	}
 	if err != nil {
 		delete(s.seeds, id)
@@ -176,7 +174,7 @@ func (s *security) tls() *wire.TLS {
 		return nil
 	}
 	return &wire.TLS{Config: s.store.Config, Judge: func(certs []*x509.Certificate) (cfs.Principal, error) {
-		who, err := s.store.Judge(certs, s.n.now())
+		who, err := s.store.Judge(certs, s.n.cfg.now())
 		if err == nil {
 			err = s.checkRevoked(who.Key)
 		}
@@ -252,7 +250,7 @@ func (s *security) follow(m *cfs.Map) {
 	s.refuse(m.Revoked)
 	raw, err := json.Marshal(s.refused)
 	if err == nil {
-		err = writeDurably(filepath.Join(s.store.Dir(), revokedFile), raw)
+		err = durable.Replace(filepath.Join(s.store.Dir(), revokedFile), raw)
 	}
 	if err != nil {
 		s.n.log.Error("the next start will not know at once which keys are refused", "err", err)
@@ -353,7 +351,7 @@ func (s *security) renew(ctx context.Context) {
 	if s.store == nil {
 		return
 	}
-	client.KeepRenewed(ctx, client.Enrolment{Store: s.store, Name: s.name(), Now: s.n.now, Logger: s.n.log.With("part", "identity")},
+	client.KeepRenewed(ctx, client.Enrolment{Store: s.store, Name: s.name(), Now: s.n.cfg.now, Logger: s.n.log.With("part", "identity")},
 		func() []string { return append([]string{s.n.leader.believed()}, s.n.leader.servers()...) })
 }
 

@@ -59,11 +59,11 @@ func TestAdmit(t *testing.T) {
 	want("to another authority", admit(s, stranger, proving("k3", "secret", []byte("impostor"), 3), 3), cfs.Denied)
 	want("for another number", admit(s, stranger, proving("k3", "secret", authority, 2), 3), cfs.Denied)
 	want("with the secret", admit(s, stranger, proving("k3", "secret", authority, 3), 3), cfs.KindOK)
-	ca, err := pki.NewAuthority("lab", s.n.now())
+	ca, err := pki.NewAuthority("lab", s.n.cfg.now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	token, _, err := pki.NewToken(&ca, cfs.RoleClient, s.n.now())
+	token, _, err := pki.NewToken(&ca, cfs.RoleClient, s.n.cfg.now())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -108,7 +108,7 @@ func TestRevokedIsKept(t *testing.T) {
 	none := &cfs.Map{ClusterID: "lab"}
 	s := open(none)
 	refused(s)
-	ca, err := pki.NewAuthority("lab", s.n.now())
+	ca, err := pki.NewAuthority("lab", s.n.cfg.now())
 	if err == nil {
 		err = s.store.SaveAuthority(&ca)
 	}

@@ -10,6 +10,7 @@ import (
 	"encoding/hex"
 	"math/big"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -108,6 +109,15 @@ func Sign(ca *cfs.CA, r Request, now time.Time) ([]byte, error) {
 		return nil, cfs.E(op, cfs.Invalid, err)
 	}
 	return cert, nil
+}
+
+// ThisMachine is what this machine calls itself.
+func ThisMachine() string {
+	host, err := os.Hostname()
+	if err != nil {
+		return "unknown host"
+	}
+	return host
 }
 
 // MachineName is what a machine calls itself as it is kept: short, and without what is not for people's eyes.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/durable"
 )
 
 // ForgetAuthority removes the authority's key, durably; none is no error. Its certificate stays.
@@ -21,11 +22,7 @@ func (s *Store) ForgetAuthority() error {
 	if err != nil {
 		return cfs.E(path, cfs.KindOf(err), err)
 	}
-	dir, err := os.Open(s.dir)
-	if err == nil {
-		err = errors.Join(dir.Sync(), dir.Close())
-	}
-	if err != nil {
+	if err := durable.SyncDir(s.dir); err != nil {
 		return cfs.E(path, cfs.KindOf(err), err)
 	}
 	return nil

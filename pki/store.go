@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/durable"
 )
 
 // The files of a store. Each is one PEM block.
@@ -369,30 +370,8 @@ func parsePEM(raw []byte, blockType string) ([]byte, error) {
 // write replaces a file so that a crash leaves the old or the new.
 func (s *Store) write(name, blockType string, der []byte) error {
 	path := filepath.Join(s.dir, name)
-	if err := writeDurably(path, pem.EncodeToMemory(&pem.Block{Type: blockType, Bytes: der})); err != nil {
+	if err := durable.Replace(path, pem.EncodeToMemory(&pem.Block{Type: blockType, Bytes: der})); err != nil {
 		return cfs.E(path, cfs.KindOf(err), err)
 	}
 	return nil
-}
-
-func writeDurably(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

@@ -8,9 +8,9 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/durable"
 	"github.com/claudefs/claudefs/raftmeta/fsm"
 	"github.com/claudefs/claudefs/raftmeta/kv"
-	"github.com/claudefs/claudefs/raftmeta/wal"
 )
 
 const (
@@ -54,7 +54,7 @@ func BulkLoad(dirs []string, clusterID string, tree fsm.BulkTree) error {
 		return err
 	}
 	for _, dir := range dirs {
-		if err := wal.SyncDir(dir); err != nil {
+		if err := durable.SyncDir(dir); err != nil {
 			return cfs.E("load "+dir, cfs.KindOf(err), err)
 		}
 		if err := writeCurrent(dir, cur); err != nil {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/durable"
 	"github.com/claudefs/claudefs/raftmeta/wal"
 )
 
@@ -111,26 +112,10 @@ func writeCurrent(dir string, c *current) error {
 
 // replaceFile writes a file durably and at once.
 func replaceFile(path string, content []byte) error {
-	err := writeSynced(path+".tmp", content)
-	if err == nil {
-		err = os.Rename(path+".tmp", path)
-	}
-	if err == nil {
-		err = wal.SyncDir(filepath.Dir(path))
-	}
-	if err != nil {
+	if err := durable.Replace(path, content); err != nil {
 		return cfs.E("write "+path, cfs.KindOf(err), err)
 	}
 	return nil
-}
-
-func writeSynced(path string, b []byte) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // nextKV is a name that no state directory in dir has.

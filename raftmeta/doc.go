@@ -30,6 +30,7 @@
 //	journal.go   readers of the journal, and what is told of sessions
 //	top.go       what a node has done, for people who look at it
 //	locks.go     waits for locks, and whether they would ever end
+//	enrol.go     certificates for tokens, and what administrators ask of those
 //	members.go   who votes, and changes of that; admin_members.go what an administrator asks of it
 //	standing.go  whether this replica's directory is trusted
 //	space.go     a disk that is full or slow

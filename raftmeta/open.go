@@ -13,6 +13,7 @@ import (
 	pb "go.etcd.io/raft/v3/raftpb"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/durable"
 	"github.com/claudefs/claudefs/raftmeta/fsm"
 	"github.com/claudefs/claudefs/raftmeta/kv"
 	"github.com/claudefs/claudefs/raftmeta/wal"
@@ -159,7 +160,7 @@ func (n *Node) bootstrap() (*current, error) {
 		err = store.Flush()
 	}
 	if err = errors.Join(err, store.Close()); err == nil {
-		err = wal.SyncDir(dir)
+		err = durable.SyncDir(dir)
 	}
 	if err != nil {
 		return nil, cfs.E("bootstrap "+dir, cfs.KindOf(err), err)

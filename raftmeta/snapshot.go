@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/durable"
 	"github.com/claudefs/claudefs/raftmeta/fsm"
 	"github.com/claudefs/claudefs/raftmeta/kv"
 	"github.com/claudefs/claudefs/raftmeta/wal"
@@ -280,7 +281,7 @@ func (n *Node) receiveLast(ctx context.Context, a *arrived, req *wirepb.Snapshot
 		err = a.store.Flush()
 	}
 	if err == nil {
-		err = wal.SyncDir(n.cfg.Dir)
+		err = durable.SyncDir(n.cfg.Dir)
 	}
 	if err != nil {
 		return errors.Join(cfs.E(op, cfs.KindOf(err), err), n.drop())

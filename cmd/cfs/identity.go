@@ -5,7 +5,6 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
@@ -72,11 +71,7 @@ func (f *identityFlags) open(ctx context.Context, servers []string, clusterID st
 	if err != nil || f.token == "" {
 		return store, err
 	}
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown host"
-	}
-	return store, client.Identify(ctx, client.Enrolment{Store: store, Servers: servers, Token: f.token, Name: host, Logger: log})
+	return store, client.Identify(ctx, client.Enrolment{Store: store, Servers: servers, Token: f.token, Name: pki.ThisMachine(), Logger: log})
 }
 
 // find is the directory of the identity for a cluster, where it is kept by default. It is "" only on
@@ -206,11 +201,7 @@ func keepIdentity(ctx context.Context, store *pki.Store, servers []string, log *
 	if store == nil {
 		return
 	}
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown host"
-	}
-	client.KeepRenewed(ctx, client.Enrolment{Store: store, Name: host, Now: time.Now, Logger: log}, func() []string { return servers })
+	client.KeepRenewed(ctx, client.Enrolment{Store: store, Name: pki.ThisMachine(), Now: time.Now, Logger: log}, func() []string { return servers })
 }
 
 // securityOf is how a cluster's connections are protected, for people.

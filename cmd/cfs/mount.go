@@ -200,13 +200,9 @@ func (f *mountFlags) serve(ctx context.Context, point string, log *slog.Logger, 
 		return err
 	}
 	defer stop()
-	host, err := os.Hostname()
-	if err != nil {
-		host = "unknown host"
-	}
 	connect, cancel := context.WithTimeout(ctx, f.timeout)
 	cl, err := client.New(connect, client.Config{
-		Servers: f.servers, ClusterID: f.clusterID, Name: host + ":" + point, CacheTTL: f.cacheTTL,
+		Servers: f.servers, ClusterID: f.clusterID, Name: pki.ThisMachine() + ":" + point, CacheTTL: f.cacheTTL,
 		Logger: log.With("part", "client"), WireMetrics: wire.NewMetrics(reg), TLS: tlsOf(f.store),
 	})
 	cancel()

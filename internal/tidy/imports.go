@@ -24,23 +24,23 @@ var importTable = []row{
 	{"test", []string{"..."}, "whole-cluster tests see everything"},
 
 	{"fuse", []string{"client", "cfs"}, "a front end stands on the client alone"},
-	{"node", []string{"store", "raftmeta", "client", "wire", "wire/wirepb", "nvme", "iopath", "pki", "internal/top", "cfs"}, "a node joins the services of a server; its restriper is a client of its own cluster"},
+	{"node", []string{"store", "raftmeta", "client", "wire", "wire/wirepb", "nvme", "iopath", "pki", "internal/durable", "internal/top", "cfs"}, "a node joins the services of a server; its restriper is a client of its own cluster"},
 	{"cluster", []string{"wire", "wire/wirepb", "internal/rawdisk", "internal/scrape", "cfs"}, "a cluster drives the binaries by exec, as a user does"},
 	{"perf", []string{"client", "wire", "wire/wirepb", "nvme", "iopath", "ec", "cfs", "bpf", "internal/rawdisk", "internal/scrape", "internal/units"}, "a load tool drives servers by exec and measures the client and the mechanisms"},
 	{"bpf", []string{"cfs"}, "observation stands beside what it observes"},
 
 	{"client", []string{"wire", "wire/wirepb", "ec", "iopath", "pki", "cfs"}, "a client speaks wire: it never reaches into a service"},
 	{"store", []string{"wire", "wire/wirepb", "nvme", "iopath", "ec", "cfs"}, "services never import each other: node joins them"},
-	{"raftmeta", []string{"raftmeta/...", "wire", "wire/wirepb", "pki", "internal/planted", "internal/top", "cfs"}, "services never import each other: node joins them"},
-	{"raftmeta/kv", []string{"raftmeta/fsm", "cfs"}, "a KV implements what the machine asks for"},
-	{"raftmeta/wal", []string{"cfs"}, "the log carries bytes and knows no commands"},
+	{"raftmeta", []string{"raftmeta/...", "wire", "wire/wirepb", "pki", "internal/durable", "internal/planted", "internal/top", "cfs"}, "services never import each other: node joins them"},
+	{"raftmeta/kv", []string{"raftmeta/fsm", "internal/durable", "cfs"}, "a KV implements what the machine asks for"},
+	{"raftmeta/wal", []string{"internal/durable", "cfs"}, "the log carries bytes and knows no commands"},
 	{"raftmeta/lease", []string{"cfs"}, "the table is pure: a transcript says all that it does"},
 	{"raftmeta/fsm", []string{"cfs"}, "the machine is pure: every replica and every replay computes the same state"},
 
 	{"wire", []string{"wire/wirepb", "cfs"}, "a mechanism: frames and connections, not what they are for"},
 	{"wire/wirepb", nil, "generated messages are a leaf"},
 	{"ec", []string{"cfs"}, "pure arithmetic"},
-	{"pki", []string{"cfs"}, "keys and certificates: it knows no connections"},
+	{"pki", []string{"internal/durable", "cfs"}, "keys and certificates: it knows no connections"},
 	{"nvme", []string{"iopath", "cfs"}, "a mechanism: devices and the log on them"},
 	{"iopath", []string{"cfs"}, "a mechanism: it knows no file system"},
 

@@ -435,8 +435,6 @@ func decodeFreed(pos uint64, b []byte) (cfs.Freed, bool) {
 	return f, d.ok()
 }
 
-func encodeReply(r *cfs.Reply) []byte { return newEnc(16 + 300*len(r.Results)).reply(r) }
-
 func (e *enc) reply(r *cfs.Reply) []byte {
 	e.u8(uint8(r.Kind))
 	e.u16(r.Failed)

@@ -247,3 +247,5 @@ func TestAppliedIndex(t *testing.T) {
 		t.Errorf("mark %x", p.val)
 	}
 }
+
+func encodeReply(r *cfs.Reply) []byte { return newEnc(16).reply(r) }

@@ -10,9 +10,9 @@ import (
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
-	"golang.org/x/sys/unix"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/durable"
 	"github.com/claudefs/claudefs/internal/invariants"
 	"github.com/claudefs/claudefs/raftmeta/fsm"
 )
@@ -128,11 +128,7 @@ func (s *pebbleStore) Checkpoint(dir string) error {
 	if err := s.db.Checkpoint(dir); err != nil {
 		return wrap("checkpoint to", dir, err)
 	}
-	parent, err := os.Open(filepath.Dir(dir))
-	if err != nil {
-		return wrap("checkpoint to", dir, err)
-	}
-	return wrap("checkpoint to", dir, errors.Join(unix.Fsync(int(parent.Fd())), parent.Close()))
+	return wrap("checkpoint to", dir, durable.SyncDir(filepath.Dir(dir)))
 }
 
 func (s *pebbleStore) Close() error {

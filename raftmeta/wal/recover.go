@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/durable"
 )
 
 // Recovered is what a log held when it was opened.
@@ -33,7 +34,7 @@ func Open(dir string, opt Options) (*Log, *Recovered, error) {
 	}
 	err := os.MkdirAll(dir, 0o700)
 	if err == nil {
-		err = SyncDir(filepath.Dir(dir)) // dir itself may be new
+		err = durable.SyncDir(filepath.Dir(dir)) // dir itself may be new
 	}
 	if err != nil {
 		return nil, nil, cfs.E("open raft log "+dir, cfs.KindOf(err), err)

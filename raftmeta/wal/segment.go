@@ -12,9 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/durable"
 )
 
 // The segment header, one block. Little-endian: magic 8, version u32, node u16,
@@ -127,19 +126,10 @@ func newSegment(dir, spare string, seq uint64, clusterID string, node cfs.NodeID
 		err = os.Rename(spare, s.path)
 	}
 	if err == nil {
-		err = SyncDir(dir)
+		err = durable.SyncDir(dir)
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())
 	}
 	return s, f, nil
-}
-
-// SyncDir makes the names in a directory durable.
-func SyncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(unix.Fsync(int(d.Fd())), d.Close())
 }
