@@ -2,7 +2,8 @@
 // client answers. It implements go-fuse's RawFileSystem, one method for each
 // request of the FUSE protocol.
 //
-//	mount.go      Config, Mount, Server: mounting, tuning, unmounting
+//	mount.go      Config, Mount, Server: mounting, tuning, unmounting; fusermount.go for users who may not
+//	kernelconn.go what the daemon tells the kernel unasked, and backing files
 //	backend.go    what this package asks of the client
 //	request.go    a request: context, credentials, metrics, errno
 //	fs.go         the file system and the conversion of attributes

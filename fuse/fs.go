@@ -45,7 +45,7 @@ type fileSystem struct {
 	born  time.Time
 
 	lockWaits chan struct{} // a place for each SetLkw
-	kernel    *gofuse.Server
+	kernel    *kernelConn   // nil where nothing is mounted
 
 	// setxattrExt: the kernel's requests to set an attribute have flags of its own (Linux 5.14).
 	setxattrExt bool
@@ -65,10 +65,11 @@ func newFileSystem(b backend, log *slog.Logger, m *Metrics) *fileSystem {
 	}
 }
 
-// Init takes note of who speaks to the kernel, and of what it can, before the first request.
+// Init takes note of what the kernel can, before the first request.
 func (fs *fileSystem) Init(s *gofuse.Server) {
-	fs.kernel = s
-	fs.setxattrExt = s.KernelSettings().Flags64()&gofuse.CAP_SETXATTR_EXT != 0
+	settings := s.KernelSettings()
+	fs.kernel.minor = settings.Minor
+	fs.setxattrExt = settings.Flags64()&gofuse.CAP_SETXATTR_EXT != 0
 }
 
 // attrTTL is how long the kernel may keep entries and attributes of now, and negativeTTL absent

@@ -149,8 +149,8 @@ func (fs *fileSystem) freshen(r *request, ino cfs.Ino) {
 	if fs.kernel == nil || fs.unchanged(r, ino) {
 		return
 	}
-	if s := fs.kernel.InodeNotify(uint64(ino), 0, 0); !s.Ok() && s != gofuse.ENOENT {
-		fs.log.Warn("the kernel keeps old pages of a file", "ino", uint64(ino), "err", s)
+	if err := fs.kernel.invalInode(ino, 0, 0); err != nil {
+		fs.log.Warn("the kernel keeps old pages of a file", "ino", uint64(ino), "err", err)
 	}
 }
 

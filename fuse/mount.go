@@ -98,6 +98,9 @@ func mount(cfg Config, b backend) (*Server, error) {
 	go func() {
 		defer close(s.done)
 		srv.Serve()
+		if err := s.fs.kernel.Close(); err != nil {
+			s.log.Warn("ending the connection to the kernel", "err", err)
+		}
 	}()
 	if err = srv.WaitMount(); err == nil {
 		err = settle(point)
@@ -109,28 +112,40 @@ func mount(cfg Config, b backend) (*Server, error) {
 	return s, nil
 }
 
-// newServer mounts: as root by mount(2), for others by fusermount3.
+// newServer mounts and begins to speak to the kernel.
 func newServer(fs *fileSystem, point string, cfg Config) (*gofuse.Server, error) {
-	opts := mountOptions(cfg)
-	if os.Geteuid() != 0 {
-		return gofuse.NewServer(fs, point, opts)
+	fd, err := mountFD(point, cfg)
+	if err != nil {
+		return nil, err
 	}
-	// go-fuse's own mount(2) leaves the descriptor open across exec: a child of the
+	if fs.kernel, err = newKernelConn(fd); err != nil {
+		unix.Close(fd)
+		return nil, errors.Join(err, unmount(point, true))
+	}
+	srv, err := gofuse.NewServer(fs, fmt.Sprintf("/dev/fd/%d", fd), mountOptions(cfg))
+	if err != nil {
+		err = errors.Join(err, fs.kernel.Close(), unmount(point, true))
+	}
+	return srv, err
+}
+
+// mountFD mounts and returns the connection to the kernel: as root by mount(2), for others by fusermount3.
+func mountFD(point string, cfg Config) (int, error) {
+	if os.Geteuid() != 0 {
+		return fusermount(point, cfg)
+	}
+	// Not go-fuse's own mount(2), which leaves the descriptor open across exec: a child of the
 	// daemon would then keep the mount alive after it, and hang if it used it.
 	fd, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return nil, os.NewSyscallError("open /dev/fuse", err)
+		return -1, os.NewSyscallError("open /dev/fuse", err)
 	}
 	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=0,group_id=0,max_read=%d,allow_other,default_permissions", fd, unix.S_IFDIR, maxWriteBytes)
 	if err := unix.Mount(cfg.Source, point, fsType, unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
 		unix.Close(fd)
-		return nil, os.NewSyscallError("mount", err)
+		return -1, os.NewSyscallError("mount", err)
 	}
-	srv, err := gofuse.NewServer(fs, fmt.Sprintf("/dev/fd/%d", fd), opts)
-	if err != nil {
-		err = errors.Join(err, unmount(point, true))
-	}
-	return srv, err
+	return fd, nil
 }
 
 // settle makes a first use of the mount, which also shows that it works: a poll(2)

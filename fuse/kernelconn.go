@@ -1,0 +1,102 @@
+package fuse
+
+import (
+	"encoding/binary"
+	"errors"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/claudefs/claudefs/cfs"
+)
+
+// What the daemon tells the kernel unasked: enum fuse_notify_code of linux/fuse.h.
+const (
+	notifyInvalInode = 2
+	notifyInvalEntry = 3
+	notifyIncEpoch   = 8
+)
+
+const (
+	outHeaderBytes = 16 // struct fuse_out_header
+	// incEpochMinor is the minor version of the protocol that first knows notifyIncEpoch (Linux 6.16).
+	incEpochMinor = 44
+)
+
+// kernelConn is the connection to the kernel as far as the daemon speaks first: notifications and backing
+// files. Requests and answers are the transport's; this works beside any of them.
+//
+// A notification waits for locks of the kernel, and those may wait for answers of this daemon: it is
+// sent with no lock held that an answer needs, and not by the goroutine of a request that holds the lock.
+type kernelConn struct {
+	mu sync.RWMutex // held for reading while fd is in use
+	fd int          // a descriptor of its own; -1 once closed
+	// minor is the kernel's version of the protocol: 7.minor.
+	minor uint32
+}
+
+// newKernelConn duplicates fd, an open /dev/fuse that is mounted.
+func newKernelConn(fd int) (*kernelConn, error) {
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("dup /dev/fuse", err)
+	}
+	return &kernelConn{fd: own}, nil
+}
+
+// Close ends it: what is told afterwards goes nowhere.
+func (k *kernelConn) Close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	fd := k.fd
+	if k.fd = -1; fd < 0 {
+		return nil
+	}
+	return os.NewSyscallError("close /dev/fuse", unix.Close(fd))
+}
+
+// notify sends one notification.
+func (k *kernelConn) notify(code int32, body ...[]byte) error {
+	head := make([]byte, outHeaderBytes, outHeaderBytes+64)
+	for _, b := range body {
+		head = append(head, b...)
+	}
+	binary.LittleEndian.PutUint32(head, uint32(len(head)))
+	binary.LittleEndian.PutUint32(head[4:], uint32(code))
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.fd < 0 {
+		return unix.ENODEV
+	}
+	_, err := unix.Write(k.fd, head)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // the kernel knows nothing of it
+	}
+	return os.NewSyscallError("notify the kernel", err)
+}
+
+// invalInode has the kernel forget an inode's attributes and ACLs and, from off on, n bytes of its pages; n 0 is up to
+// the end, and a negative off leaves all pages. It waits for pages that are being read or written.
+func (k *kernelConn) invalInode(ino cfs.Ino, off, n int64) error {
+	b := make([]byte, 0, 24)
+	b = binary.LittleEndian.AppendUint64(b, uint64(ino))
+	b = binary.LittleEndian.AppendUint64(b, uint64(off))
+	return k.notify(notifyInvalInode, binary.LittleEndian.AppendUint64(b, uint64(n)))
+}
+
+// invalEntry has the kernel look a name up anew. It waits for the directory's lock, which the kernel holds while
+// it asks the daemon to change or look up a name there.
+func (k *kernelConn) invalEntry(dir cfs.Ino, name string) error {
+	b := make([]byte, 0, 16)
+	b = binary.LittleEndian.AppendUint64(b, uint64(dir))
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(name)))
+	b = binary.LittleEndian.AppendUint32(b, 0)
+	return k.notify(notifyInvalEntry, b, []byte(name), []byte{0})
+}
+
+// canIncEpoch reports that the kernel knows incEpoch.
+func (k *kernelConn) canIncEpoch() bool { return k.minor >= incEpochMinor }
+
+// incEpoch has the kernel look every name of the mount up anew when it is next used. It takes no lock.
+func (k *kernelConn) incEpoch() error { return k.notify(notifyIncEpoch) }
