@@ -45,7 +45,7 @@ type Config struct {
 	Name        string        // what the session is called in the cluster's listings
 	CacheTTL    time.Duration // bound of how long answers may be kept above the client: twice AttrTTL
 	MemoryBytes int64         // bound of written data in memory, 0: DefaultMemoryBytes
-	OpTimeout   time.Duration // after which an operation fails with Timeout; 0: never
+	OpTimeout   time.Duration // after which an operation fails with Timeout, 0: never; what was written before it is not given up
 	Logger      *slog.Logger
 	WireMetrics *wire.Metrics
 	Boot        func() int64 // CLOCK_BOOTTIME in nanoseconds, by which leases lapse; nil: the system's

@@ -29,6 +29,8 @@ const (
 // do carries out operations as one command, exactly once, and returns their
 // results. A refusal is an Error of the reply's kind.
 func (c *Client) do(ctx context.Context, cred cfs.Cred, ops ...cfs.Op) ([]cfs.Result, error) {
+	ctx, cancel := c.bounded(ctx)
+	defer cancel()
 	for {
 		s := c.session.Load()
 		res, unsure, err := c.doIn(ctx, s, cred, ops)
@@ -37,6 +39,15 @@ func (c *Client) do(ctx context.Context, cred cfs.Cred, ops ...cfs.Op) ([]cfs.Re
 		}
 		return res, err
 	}
+}
+
+// bounded limits by Config.OpTimeout how long the caller of an operation waits. What the client does by itself, under its own
+// context, it never gives up: what was written and kept back has been acknowledged.
+func (c *Client) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if c.cfg.OpTimeout <= 0 || ctx == c.ctx {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, c.cfg.OpTimeout)
 }
 
 // doIn carries out a command in a session, and replaces the session when it is
@@ -166,6 +177,8 @@ func (c *Client) askLeased(ctx context.Context, q *cfs.Query) (*cfs.Answer, gran
 // ask answers a query at the leader. A refusal is an Error of the answer's kind;
 // the answer is returned with it.
 func (c *Client) ask(ctx context.Context, q *cfs.Query) (*cfs.Answer, error) {
+	ctx, cancel := c.bounded(ctx)
+	defer cancel()
 	var pb wirepb.Answer
 	if _, err := c.toLeader(ctx, wire.OpQuery, wire.QueryToPB(q), &pb); err != nil {
 		return nil, err
@@ -181,16 +194,10 @@ func (c *Client) ask(ctx context.Context, q *cfs.Query) (*cfs.Answer, error) {
 }
 
 // toLeader sends a request to the leader, wherever it is, until one answers.
-// It gives up when ctx or the client ends, after Config.OpTimeout, and on errors
-// that another attempt cannot mend. One server's Denied is not everybody's: its clock may be wrong, or
+// It gives up when ctx or the client ends, and on errors that another attempt cannot mend. One server's Denied is not everybody's: its clock may be wrong, or
 // its certificate old; it counts when every known server has said so, one after the other. unsure says that
 // an attempt whose outcome is unknown came before.
 func (c *Client) toLeader(ctx context.Context, op wire.Op, req, resp proto.Message) (unsure bool, err error) {
-	if c.cfg.OpTimeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, c.cfg.OpTimeout)
-		defer cancel()
-	}
 	start := time.Now()
 	followed := false
 	backoff := minBackoff

@@ -518,14 +518,21 @@ func TestManyCommandsBehindOne(t *testing.T) {
 func TestTimeouts(t *testing.T) {
 	b := newBed(t, 3)
 	c := b.mount(t, func(cfg *Config) { cfg.OpTimeout = 300 * time.Millisecond })
+	c.shares.Store(false)
 	f := create(t, c, "f")
+	kept, err := c.Create(t.Context(), me, cfs.RootIno, "kept", cfs.ModeRegular, 0, "", true)
+	must(t, err)
 	for _, m := range b.metas {
 		m.stop()
 	}
-	_, err := c.Create(t.Context(), me, cfs.RootIno, "x", cfs.ModeRegular, 0, "", true)
+	_, err = c.Create(t.Context(), me, cfs.RootIno, "x", cfs.ModeRegular, 0, "", true)
 	wantKind(t, err, cfs.Timeout)
-	write(t, f, []byte("lost"), 0)
+	write(t, f, []byte("late"), 0)
 	wantKind(t, f.Sync(t.Context()), cfs.Timeout)
+	_, err = c.SetAttr(t.Context(), me, kept.Ino, cfs.SetMtime, cfs.Attr{MtimeNS: 104})
+	must(t, err) // kept back
+	c.inodes.find(kept.Ino).leave()
+	time.Sleep(2 * c.cfg.OpTimeout) // nobody's patience counts for what the client does by itself
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err = c.Create(ctx, me, cfs.RootIno, "y", cfs.ModeRegular, 0, "", true)
@@ -540,7 +547,14 @@ func TestTimeouts(t *testing.T) {
 		}
 		wantKind(t, err, cfs.Timeout)
 	}
-	must(t, f.Close(t.Context()))
+	if err := f.Close(t.Context()); err != nil {
+		wantKind(t, err, cfs.Timeout)
+	}
+	other := b.mount(t)
+	check(t, other, "f", []byte("late"))
+	if a, err := other.GetAttr(t.Context(), kept.Ino); err != nil || a.MtimeNS != 104 {
+		t.Errorf("what was acknowledged and not committed in time: mtime %d, %v", a.MtimeNS, err)
+	}
 }
 
 func TestConnecting(t *testing.T) {

@@ -105,9 +105,6 @@ func (c *Client) putStripe(ctx context.Context, sess *session, buf []byte, n int
 				return cfs.Extent{}, cfs.PGEpoch{}, err
 			}
 		}
-		if c.cfg.OpTimeout > 0 && time.Since(start) > c.cfg.OpTimeout {
-			return cfs.Extent{}, cfs.PGEpoch{}, cfs.E("put", cfs.Timeout, err)
-		}
 		if time.Since(start) > complainAfter {
 			c.complain("waiting for storage that takes writes", err)
 		}
