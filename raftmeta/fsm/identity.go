@@ -178,9 +178,33 @@ func (t *tx) useToken(k *cfs.Token, who cfs.Enrolled) cfs.Kind {
 		if who.Role, who.AtNS = old.Role, t.now; !validEnrolled(&who) {
 			return cfs.Invalid
 		}
+		if kind := t.replaceKeys(&who); kind != cfs.KindOK {
+			return kind
+		}
 		t.enrol(&who)
 	}
 	t.del(tokenKey(k.ID))
+	return cfs.KindOK
+}
+
+// replaceKeys revokes what a server's number was enrolled with before: whoever holds that key, in a directory that
+// was lost or because two joined at a time, is not that server any more.
+func (t *tx) replaceKeys(who *cfs.Enrolled) cfs.Kind {
+	if who.Node == 0 {
+		return cfs.KindOK
+	}
+	var older []string
+	t.enrolled("", func(k *cfs.Enrolled) bool {
+		if k.Node == who.Node && k.Key != who.Key {
+			older = append(older, k.Key)
+		}
+		return true
+	})
+	for _, key := range older {
+		if kind := t.revoke(key); kind != cfs.KindOK {
+			return kind
+		}
+	}
 	return cfs.KindOK
 }
 

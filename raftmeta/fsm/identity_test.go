@@ -182,6 +182,28 @@ func TestEnrolled(t *testing.T) {
 	checkSound(t, h)
 }
 
+// A server's number is the key's that was enrolled with it last: of two that join at a time, and of a directory that
+// was lost, the older is refused.
+func TestServerNumberEnrolledAgain(t *testing.T) {
+	h := newHarness(t)
+	h.lead(1, cfs.Op{Kind: cfs.OpSetCA, CA: cfs.CA{Cert: []byte("cert"), Key: []byte("key")}})
+	for i, node := range []cfs.NodeID{4, 4, 5, 4} {
+		tok, who := token(fmt.Sprint(i), 1, 100), enrolled(i)
+		tok.Role, who.Node = cfs.RoleStorage, node
+		if i == 3 {
+			who.Key = enrolled(1).Key // its own again
+		}
+		h.lead(1, cfs.Op{Kind: cfs.OpAddToken, Token: tok})
+		if got := h.lead(2, cfs.Op{Kind: cfs.OpUseToken, Token: tok, Enrolled: who}); got != cfs.KindOK {
+			t.Errorf("token %d: %v", i, got)
+		}
+	}
+	m, err := ReadMap(h.kv)
+	if err != nil || !slices.Equal(m.Revoked, []string{enrolled(0).Key}) {
+		t.Errorf("revoked are %v, %v; want the first key of node 4 alone", m.Revoked, err)
+	}
+}
+
 func TestRevoke(t *testing.T) {
 	h := newHarness(t)
 	first, more := enrolled(1<<30).Key, enrolled(1<<31).Key
