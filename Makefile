@@ -29,6 +29,8 @@ WHOLE_PKGS  = $(call packages,-E,$(WHOLE_DIRS))
 REFERENCE  := -tags iouringgo -ldflags=-checklinkname=0
 # How many crashes of a device's log `make soak` survives.
 SEEDS      ?= 10000
+# What does the same again and again: all of it with the invariants, a part under the race detector.
+DAMAGE_TESTS := ^Test(Crashes|CheckOfRandomDamage|HeaderBitFlips|RandomDamage)$$
 # How long each run of the linearizability tests takes; there are RUNS for each kind of fault.
 SOAK       ?= 30s
 RUNS       ?= 10
@@ -69,6 +71,8 @@ test: deps build ## everything: tidy rules, unit and whole-cluster tests, race d
 	@$(MAKE) race
 	@echo "== tests that count allocations, which the race detector would add to"
 	$(if $(RACE_PKGS),CGO_ENABLED=0 $(TEST) -timeout 2m -run '(?i)alloc' $(RACE_PKGS))
+	@echo "== the log's crashes and damage, of which the race detector sees a part"
+	CGO_ENABLED=0 $(TEST) -tags invariants -timeout 4m -run '$(DAMAGE_TESTS)' ./nvme
 	@echo "== the reference I/O engine, under the same suite"
 	CGO_ENABLED=0 $(TEST) -timeout 2m $(REFERENCE) -run 'IouringGo' ./iopath
 	CGO_ENABLED=0 $(GO) build $(REFERENCE) -o /dev/null ./cmd/cfs-perf

@@ -15,7 +15,7 @@ import (
 
 var (
 	crashSeed  = flag.Uint64("crash.seed", 0, "replay this seed of TestCrashes alone")
-	crashSeeds = flag.Int("crash.seeds", 300, "number of seeds of TestCrashes")
+	crashSeeds = flag.Int("crash.seeds", fewer(300, 60), "number of seeds of TestCrashes")
 )
 
 // model is what the log must hold.

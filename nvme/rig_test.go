@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/internal/invariants"
 	"github.com/claudefs/claudefs/iopath"
 )
 
@@ -19,6 +20,15 @@ const (
 	testSegment = 256 << 10 // small segments: many are opened and used again
 	testCluster = "test"
 )
+
+// fewer is how often a test that looks at the same thing again and again does so: all times, or few under
+// the race detector, which makes it ten times as long. `make test` runs those tests without it as well.
+func fewer(all, few int) int {
+	if invariants.Race {
+		return few
+	}
+	return all
+}
 
 // rig is what a test needs to open devices.
 type rig struct {

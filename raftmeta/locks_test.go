@@ -207,33 +207,19 @@ func TestNoFalseDeadlock(t *testing.T) {
 
 // A session's end wakes who waits for its locks.
 func TestLockWaitSessionEnds(t *testing.T) {
-	c := newCluster(t, 3, func(cfg *Config) { cfg.SessionTimeout = 500 * time.Millisecond })
+	c := newCluster(t, 3, nil)
 	all := lockers(c, 2)
 	all[0].must(posix(1, cfs.LockWrite, 0))
-	c.leader().node.duties.Load().waits.keep = time.Hour
+	c.leader().node.duties.Load().waits.keep = time.Hour // a wake alone ends a wait
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	stop := make(chan struct{})
-	var beats sync.WaitGroup
-	beats.Go(func() {
-		for {
-			var r wirepb.HeartbeatReply
-			if err := c.call(wire.OpHeartbeat, &wirepb.Heartbeat{Session: uint64(all[1].id)}, &r); err != nil {
-				t.Errorf("heartbeat: %v", err)
-				return
-			}
-			select {
-			case <-stop:
-				return
-			case <-time.After(50 * time.Millisecond):
-			}
-		}
-	})
-	if err := all[1].acquire(ctx, posix(1, cfs.LockWrite, 0)); err != nil {
+	done := make(chan error, 1)
+	go func() { done <- all[1].acquire(ctx, posix(1, cfs.LockWrite, 0)) }()
+	c.wait("the wait", func() bool { return c.waiting() == 1 })
+	c.leader().node.expire(t, all[0].id) // as silence does (TestSessionsExpire), but when it is waited for
+	if err := <-done; err != nil {
 		t.Errorf("after the end of the other session: %v", err)
 	}
-	close(stop)
-	beats.Wait()
 }
 
 // Locks outlive the leader; a wait at one that no longer leads says so.

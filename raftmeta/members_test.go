@@ -113,7 +113,10 @@ func (c *cluster) gone(m *member, want error) {
 // A node becomes a voter in the place of another, under load: by a snapshot and the log.
 // Voters that are removed end; the leader hands over first.
 func TestMembershipUnderLoad(t *testing.T) {
-	c := newCluster(t, 3, func(cfg *Config) { cfg.CompactEntries = 64 })
+	c := newCluster(t, 3, func(cfg *Config) {
+		cfg.CompactEntries = 64
+		cfg.NodeTimeout = time.Hour // who joins sends one heartbeat
+	})
 	l := c.load()
 	four := c.join()
 	leader := c.leader()

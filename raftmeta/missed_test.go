@@ -23,7 +23,7 @@ import (
 
 // A voter that was off while another was replaced follows, and elects, who came meanwhile.
 func TestVoterThatMissedAReplacement(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	c := newCluster(t, 3, func(cfg *Config) { cfg.NodeTimeout = time.Hour }) // who joins sends one heartbeat
 	s := c.session()
 	c.mustCreate(s, 1, "before")
 	c.converge()
