@@ -179,6 +179,9 @@ func (c *Client) Close(ctx context.Context) error {
 	return err
 }
 
+// Flush commits what is written, and the client goes on. The error is the first that a commit met.
+func (c *Client) Flush(ctx context.Context) error { return c.flushAll(ctx) }
+
 func (c *Client) stop() {
 	c.cancel()
 	c.wg.Wait()

@@ -110,9 +110,12 @@ func (c *Client) reconstruct(ctx context.Context, j *shardRead, cause error, fin
 		}
 		sleep(ctx, backoff)
 		backoff = min(2*backoff, maxBackoff)
+		asked := time.Now()
 		if err := c.refreshMap(ctx); err != nil {
 			c.log.Debug("map not refreshed", "err", err)
 		}
+		// While nobody answers at all, reading waits as everything does.
+		deadline = deadline.Add(time.Since(asked))
 		if g := c.layout.get().groups[j.pg]; g != nil {
 			j.g = g
 		}

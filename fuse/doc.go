@@ -2,7 +2,10 @@
 // client answers. It implements go-fuse's RawFileSystem, one method for each
 // request of the FUSE protocol.
 //
-//	mount.go      Config, Mount, Server: mounting, tuning, unmounting; fusermount.go for users who may not
+//	mount.go      Config, Mount, Server: mounting and tuning; fusermount.go for users who may not
+//	options.go    how a mount differs from a plain one: ro, shown owners, a directory as its root, a timeout
+//	rooted.go     the number of the root of such a mount
+//	unmount.go    the end of a mount, and of copies of it
 //	kernelconn.go what the daemon tells the kernel unasked, and backing files
 //	backend.go    what this package asks of the client
 //	request.go    a request: context, credentials, metrics, errno
@@ -21,7 +24,8 @@
 //
 // A node id is the inode number. Inode numbers are never reused, so there is no
 // tree to keep, no generation, and nothing to do at FORGET. An inode that is
-// gone answers ESTALE, at which the kernel looks the path up afresh.
+// gone answers ESTALE, at which the kernel looks the path up afresh. The root is 1 to the kernel whatever
+// directory that is: rooted exchanges the numbers, and kernelConn for notifications.
 //
 // # Caches of the kernel
 //
@@ -56,6 +60,16 @@
 // programs that do not expect one of a disk. So a request is given up only when
 // its thread is about to die (see request), as NFS does with hard mounts. A wait for a
 // lock (SETLKW) ends at any signal, as everywhere.
+//
+// Options.Timeout gives every request but those waits an end: EIO. The client goes on with what it has been
+// given; a command whose outcome is not known is made sure of before anything is answered from memory.
+//
+// # The end of a mount
+//
+// The kernel tells the daemon of the end of the connection alone, which comes with the last copy of the mount: other
+// mount namespaces and bind mounts have copies. After an unmount poll(2) of /dev/fuse tells the two apart (POLLERR: the
+// connection is over). Unmount returns when it finds that copies live on, so that the daemon can write everything and
+// end, and they get ENOTCONN. When somebody else unmounts, Departed tells the daemon, which goes on serving the copies.
 //
 // # Locks
 //

@@ -47,6 +47,9 @@ type fileSystem struct {
 	lockWaits chan struct{} // a place for each SetLkw
 	kernel    *kernelConn   // nil where nothing is mounted
 
+	owners  owners
+	timeout time.Duration // of an operation; 0: none
+
 	// setxattrExt: the kernel's requests to set an attribute have flags of its own (Linux 5.14).
 	setxattrExt bool
 	// stop is closed when the mount is forced down: requests that still wait give up.
@@ -126,11 +129,11 @@ func (fs *fileSystem) fillEntry(out *gofuse.EntryOut, a *cfs.Attr) {
 	ttl := fs.attrTTL()
 	out.SetEntryTimeout(ttl)
 	out.SetAttrTimeout(ttl)
-	fillAttr(&out.Attr, a)
+	fs.fillAttr(&out.Attr, a)
 }
 
 // fillAttr converts attributes for the kernel.
-func fillAttr(out *gofuse.Attr, a *cfs.Attr) {
+func (fs *fileSystem) fillAttr(out *gofuse.Attr, a *cfs.Attr) {
 	out.Ino = uint64(a.Ino)
 	out.Size = a.Size
 	out.Blocks = a.Blocks
@@ -139,7 +142,7 @@ func fillAttr(out *gofuse.Attr, a *cfs.Attr) {
 	out.Ctime, out.Ctimensec = splitNS(a.CtimeNS)
 	out.Mode = a.Mode
 	out.Nlink = a.Nlink
-	out.Uid, out.Gid = a.UID, a.GID
+	out.Uid, out.Gid = fs.owners.show(a.UID, a.GID)
 	out.Rdev = a.Rdev
 	out.Blksize = preferredIOBytes
 }

@@ -23,9 +23,7 @@ func fusermount(point string, cfg Config) (int, error) {
 	defer unix.Close(pair[0])
 	theirs := os.NewFile(uintptr(pair[1]), "fusermount3")
 	opts := fmt.Sprintf("fsname=%s,subtype=%s,max_read=%d,default_permissions", escapeOption(cfg.Source), fsName, maxWriteBytes)
-	if cfg.AllowOther {
-		opts += ",allow_other"
-	}
+	opts = strings.Join(append([]string{opts}, cfg.names()...), ",")
 	cmd := exec.Command("fusermount3", "-o", opts, "--", point)
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.Env = append(os.Environ(), fmt.Sprintf("_FUSE_COMMFD=%d", commFD))

@@ -17,7 +17,7 @@ func (fs *fileSystem) GetAttr(cancel <-chan struct{}, in *gofuse.GetAttrIn, out 
 	a, err := fs.inodes.GetAttr(r, cfs.Ino(in.NodeId))
 	if err == nil {
 		out.SetTimeout(fs.attrTTL())
-		fillAttr(&out.Attr, &a)
+		fs.fillAttr(&out.Attr, &a)
 	}
 	return r.end(gone(err))
 }
@@ -34,7 +34,7 @@ func (fs *fileSystem) Statx(cancel <-chan struct{}, in *gofuse.StatxIn, out *gof
 	out.Blksize = preferredIOBytes
 	out.Ino, out.Size, out.Blocks = uint64(a.Ino), a.Size, a.Blocks
 	out.Mode, out.Nlink = uint16(a.Mode), a.Nlink
-	out.Uid, out.Gid = a.UID, a.GID
+	out.Uid, out.Gid = fs.owners.show(a.UID, a.GID)
 	// The reverse of new_encode_dev of linux/kdev_t.h, which is how Rdev came.
 	out.RdevMajor, out.RdevMinor = a.Rdev&0xfff00>>8, a.Rdev&0xff|a.Rdev>>12&0xfff00
 	out.Atime.Sec, out.Atime.Nsec = splitNS(a.AtimeNS)
@@ -51,8 +51,9 @@ func (fs *fileSystem) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out 
 	mask, want := setAttrMask(in)
 	ino := cfs.Ino(in.NodeId)
 	var a cfs.Attr
-	var err error
-	if mask&(cfs.SetUID|cfs.SetGID) != 0 {
+	owned := mask&(cfs.SetUID|cfs.SetGID) != 0
+	mask, err := fs.owners.chown(mask, &want)
+	if err == nil && owned {
 		// chown takes set-user-ID and set-group-ID away from all but directories, where they mean something else.
 		if a, err = fs.inodes.GetAttr(r, ino); err == nil && !a.IsDir() {
 			mask |= cfs.SetKillPriv
@@ -65,7 +66,7 @@ func (fs *fileSystem) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out 
 	}
 	if err == nil {
 		out.SetTimeout(fs.attrTTL())
-		fillAttr(&out.Attr, &a)
+		fs.fillAttr(&out.Attr, &a)
 	}
 	return r.end(gone(err))
 }

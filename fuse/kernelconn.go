@@ -34,6 +34,8 @@ type kernelConn struct {
 	fd int          // a descriptor of its own; -1 once closed
 	// minor is the kernel's version of the protocol: 7.minor.
 	minor uint32
+	// root is the inode that the kernel knows as cfs.RootIno; 0 where it is that one.
+	root cfs.Ino
 }
 
 // newKernelConn duplicates fd, an open /dev/fuse that is mounted.
@@ -54,6 +56,26 @@ func (k *kernelConn) Close() error {
 		return nil
 	}
 	return os.NewSyscallError("close /dev/fuse", unix.Close(fd))
+}
+
+// node is what the kernel calls an inode, whether that is named as the cluster or as the kernel does.
+func (k *kernelConn) node(ino cfs.Ino) uint64 {
+	if ino == k.root {
+		return uint64(cfs.RootIno)
+	}
+	return uint64(ino)
+}
+
+// connected reports that there is still something mounted, here or in another mount namespace.
+func (k *kernelConn) connected() bool {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	if k.fd < 0 {
+		return false
+	}
+	fds := []unix.PollFd{{Fd: int32(k.fd), Events: unix.POLLOUT}}
+	_, err := unix.Poll(fds, 0)
+	return err != nil || fds[0].Revents&unix.POLLERR == 0
 }
 
 // notify sends one notification.
@@ -80,7 +102,7 @@ func (k *kernelConn) notify(code int32, body ...[]byte) error {
 // the end, and a negative off leaves all pages. It waits for pages that are being read or written.
 func (k *kernelConn) invalInode(ino cfs.Ino, off, n int64) error {
 	b := make([]byte, 0, 24)
-	b = binary.LittleEndian.AppendUint64(b, uint64(ino))
+	b = binary.LittleEndian.AppendUint64(b, k.node(ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(off))
 	return k.notify(notifyInvalInode, binary.LittleEndian.AppendUint64(b, uint64(n)))
 }
@@ -89,7 +111,7 @@ func (k *kernelConn) invalInode(ino cfs.Ino, off, n int64) error {
 // it asks the daemon to change or look up a name there.
 func (k *kernelConn) invalEntry(dir cfs.Ino, name string) error {
 	b := make([]byte, 0, 16)
-	b = binary.LittleEndian.AppendUint64(b, uint64(dir))
+	b = binary.LittleEndian.AppendUint64(b, k.node(dir))
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(name)))
 	b = binary.LittleEndian.AppendUint32(b, 0)
 	return k.notify(notifyInvalEntry, b, []byte(name), []byte{0})

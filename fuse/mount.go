@@ -51,8 +51,8 @@ type Config struct {
 	Source string
 	// Client answers. It stays the caller's: close it after Wait.
 	Client *client.Client
-	// AllowOther lets other users in; root's mounts always do.
-	AllowOther bool
+	// Options may be left empty.
+	Options
 	// ReadAheadBytes is how far the kernel reads ahead; 0 for DefaultReadAheadBytes.
 	ReadAheadBytes int
 	// Logger may be nil, for slog's default.
@@ -65,9 +65,12 @@ type Config struct {
 type Server struct {
 	fs    *fileSystem
 	point string
+	dev   string // major:minor; empty where it was not found out
 	log   *slog.Logger
 	done  chan struct{}
 	stop  sync.Once
+	// departed is closed when nothing is mounted at point any more, and something goes on elsewhere.
+	departed chan struct{}
 }
 
 // Mount mounts, and returns when the mount is usable. Errors name the mount
@@ -80,6 +83,9 @@ func mount(cfg Config, b backend) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
 	point, err := prepare(cfg.Mountpoint, cfg.Logger)
 	if err != nil {
 		return nil, err
@@ -88,9 +94,10 @@ func mount(cfg Config, b backend) (*Server, error) {
 		cfg.Metrics = NewMetrics(nil)
 	}
 	s := &Server{
-		fs:    newFileSystem(b, cfg.Logger, cfg.Metrics),
-		point: point, log: cfg.Logger, done: make(chan struct{}),
+		fs:    newFileSystem(rootedAt(b, cfg.Root), cfg.Logger, cfg.Metrics),
+		point: point, log: cfg.Logger, done: make(chan struct{}), departed: make(chan struct{}),
 	}
+	s.fs.owners, s.fs.timeout = owners{cfg.UID, cfg.GID}, cfg.Timeout
 	srv, err := newServer(s.fs, point, cfg)
 	if err != nil {
 		return nil, cfs.E("mount "+point, cfs.KindOf(err), mountHint(err))
@@ -109,6 +116,7 @@ func mount(cfg Config, b backend) (*Server, error) {
 		return nil, errors.Join(cfs.E("mount "+point, cfs.KindOf(err), err), s.Unmount())
 	}
 	s.setReadAhead(cfg.ReadAheadBytes)
+	go s.watchDeparture()
 	return s, nil
 }
 
@@ -122,6 +130,7 @@ func newServer(fs *fileSystem, point string, cfg Config) (*gofuse.Server, error)
 		unix.Close(fd)
 		return nil, errors.Join(err, unmount(point, true))
 	}
+	fs.kernel.root = cfg.Root
 	srv, err := gofuse.NewServer(fs, fmt.Sprintf("/dev/fd/%d", fd), mountOptions(cfg))
 	if err != nil {
 		err = errors.Join(err, fs.kernel.Close(), unmount(point, true))
@@ -141,7 +150,7 @@ func mountFD(point string, cfg Config) (int, error) {
 		return -1, os.NewSyscallError("open /dev/fuse", err)
 	}
 	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=0,group_id=0,max_read=%d,allow_other,default_permissions", fd, unix.S_IFDIR, maxWriteBytes)
-	if err := unix.Mount(cfg.Source, point, fsType, unix.MS_NOSUID|unix.MS_NODEV, data); err != nil {
+	if err := unix.Mount(cfg.Source, point, fsType, cfg.flags(), data); err != nil {
 		unix.Close(fd)
 		return -1, os.NewSyscallError("mount", err)
 	}
@@ -282,6 +291,7 @@ func (s *Server) setReadAhead(n int) {
 		err = errors.New("the mount is not listed")
 	}
 	if err == nil {
+		s.dev = m.dev
 		path := "/sys/class/bdi/" + m.dev + "/read_ahead_kb"
 		err = os.WriteFile(path, []byte(strconv.Itoa(n/1024)), 0o644)
 	}

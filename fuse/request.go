@@ -46,6 +46,7 @@ type request struct {
 	// may end by one: set before the request is first used as a context.
 	anySignal bool
 	dead      atomic.Bool
+	late      atomic.Bool // dead because it took longer than the mount's timeout
 
 	mu       sync.Mutex
 	done     chan struct{} // made by the first call of Done
@@ -69,6 +70,10 @@ func (r *request) end(err error) gofuse.Status {
 	}
 	r.mu.Unlock()
 	errno := errnoOf(err)
+	// What gave up says so in its own way: it was canceled, or its last attempt has timed out.
+	if r.late.Load() && (errno == syscall.EINTR || errno == syscall.ETIMEDOUT) {
+		errno = syscall.EIO
+	}
 	r.fs.metrics.record(r.op, time.Since(r.start), errno)
 	if errno == syscall.EIO {
 		r.fs.log.Warn("request failed", "op", opNames[r.op], "err", err)
@@ -98,7 +103,7 @@ func gone(err error) error {
 	return err
 }
 
-// Deadline is none: how long an operation may take is the client's setting.
+// Deadline is none: the mount's timeout shows in Done, when somebody asks for it.
 func (r *request) Deadline() (time.Time, bool) { return time.Time{}, false }
 
 // Value has none.
@@ -164,10 +169,19 @@ func (r *request) AfterFunc(f func()) (stop func() bool) {
 
 // wait reports that the request is to be given up; false when it is finished.
 func (r *request) wait(finished <-chan struct{}) bool {
+	var expired <-chan time.Time
+	if limit := r.fs.timeout; limit > 0 && !r.anySignal {
+		t := time.NewTimer(limit - time.Since(r.start))
+		defer t.Stop()
+		expired = t.C
+	}
 	select {
 	case <-finished:
 		return false
 	case <-r.fs.stop:
+		return true
+	case <-expired:
+		r.late.Store(true)
 		return true
 	case <-r.interrupt:
 	}
@@ -181,6 +195,9 @@ func (r *request) wait(finished <-chan struct{}) bool {
 		case <-finished:
 			return false
 		case <-r.fs.stop:
+			return true
+		case <-expired:
+			r.late.Store(true)
 			return true
 		case <-timer.C:
 		}

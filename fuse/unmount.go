@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -44,7 +45,7 @@ func (s *Server) Unmount() error {
 	if err != nil && !s.gone() {
 		return cfs.E("unmount "+s.point, cfs.KindOf(err), err)
 	}
-	if detached {
+	if detached || s.livesElsewhere() {
 		return nil
 	}
 	if !s.wait(drainTimeout) {
@@ -74,8 +75,10 @@ func (s *Server) retry() error {
 
 // gone reports that nothing of ours is mounted there any more.
 func (s *Server) gone() bool {
-	m, ok, err := mountedAt(s.point)
-	return err == nil && (!ok || m.fsType != fsType)
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	return err == nil && !slices.ContainsFunc(parseMountinfo(text), func(m mountEntry) bool {
+		return m.point == s.point && m.fsType == fsType && (m.dev == s.dev || s.dev == "")
+	})
 }
 
 // wait waits for the last request, at most limit.
@@ -136,4 +139,55 @@ func unmount(point string, lazy bool) error {
 		return fmt.Errorf("fusermount3: %s: %w", strings.TrimSpace(string(out)), err)
 	}
 	return nil
+}
+
+// departurePoll is how often it is looked whether the mount has left its place.
+const departurePoll = 500 * time.Millisecond
+
+// livesElsewhere reports, and logs, that the mount is gone from its place and goes on: as a copy in another mount
+// namespace (a container, ip netns exec), as a bind mount, or by files that are open. The kernel ends the connection with
+// the last of them.
+func (s *Server) livesElsewhere() bool {
+	select {
+	case <-s.done:
+		return false
+	default:
+	}
+	if !s.fs.kernel.connected() {
+		return false
+	}
+	s.log.Warn("unmounted, and still in use elsewhere: in another mount namespace (a container?), a bind mount, or open files", "mountpoint", s.point)
+	return true
+}
+
+// Departed is closed when somebody has unmounted while a copy of the mount lives elsewhere, or files are open: what is
+// there is served on, until Done.
+func (s *Server) Departed() <-chan struct{} { return s.departed }
+
+// watchDeparture looks for that. The kernel tells a daemon of the end of the last copy alone, but poll(2) tells of
+// every change of the table of mounts.
+func (s *Server) watchDeparture() {
+	table, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		s.log.Warn("the table of mounts cannot be watched", "err", err)
+		return
+	}
+	defer unix.Close(table)
+	tick := time.NewTicker(departurePoll)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.done:
+			return
+		case <-tick.C:
+		}
+		changed, err := unix.Poll([]unix.PollFd{{Fd: int32(table), Events: unix.POLLPRI}}, 0)
+		if err != nil || changed == 0 || !s.gone() {
+			continue
+		}
+		if s.livesElsewhere() {
+			close(s.departed)
+		}
+		return
+	}
 }

@@ -11,5 +11,6 @@
 //	nospace_test.go   one device full, all full
 //	transport_test.go puts and commands late, cut off, unanswered, sent twice
 //	sleeper_test.go   a mount that sleeps longer than its session lives
+//	silence_test.go   all servers stand still: operations wait, or end by --timeout
 //	launcher_test.go  namespaces, proxies, clocks; demo up and down
 package test

@@ -51,7 +51,8 @@ func startDaemon(ctx context.Context, command string, args []string, logPath str
 	}
 	defer report.Close()
 	cmd := exec.Command(self, append([]string{command, fmt.Sprintf("--ready-fd=%d", readyFD)}, args...)...)
-	cmd.Dir = "/" // keeps no other mount busy
+	cmd.Args[0] = programName // this program may have been started as mount(8)'s helper
+	cmd.Dir = "/"             // keeps no other mount busy
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = []*os.File{child}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/client"
@@ -27,6 +28,8 @@ const (
 	defaultCacheTTL = time.Second
 	// closeTimeout bounds the last flush of a daemon that is told to end.
 	closeTimeout = time.Minute
+	// timeoutFlag means more where it is given than by its default.
+	timeoutFlag = "timeout"
 )
 
 // mountFlags are the values of `cfs mount`.
@@ -40,6 +43,10 @@ type mountFlags struct {
 	logLevel   string
 	foreground bool
 	readyFD    int
+	source     string // as it is shown; empty: made of servers and path
+	path       string // the directory of the cluster that is mounted
+	words      []string
+	options    fuse.Options // what words say
 	identity   identityFlags
 	store      *pki.Store // nil without certificates
 }
@@ -51,13 +58,31 @@ func newMountCmd() *cobra.Command {
 		Use:   "mount MOUNTPOINT --server HOST:9400[,HOST:9400..]",
 		Short: "mount the file system; returns when it is usable",
 		Args:  cobra.ExactArgs(1),
-		RunE:  func(cmd *cobra.Command, args []string) error { return f.run(cmd, args[0]) },
 	}
 	fl := cmd.Flags()
+	f.add(fl)
+	options := fl.StringP("options", "o", "", "options as mount(8) takes them: ro,noatime,noexec,suid,dev,allow_other,uid=N,gid=N; flags of this command too, as cache_ttl=1s")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		err := f.apply(fl, *options, false)
+		if err != nil {
+			newReporter(f.readyFD).tell(err)
+			return err
+		}
+		return f.run(cmd, fl, args[0])
+	}
+	// It fails only for a name that is not a flag.
+	_ = cmd.MarkFlagRequired("server")
+	return cmd
+}
+
+// add declares the flags. Every one is an option of mount(8) too; see mountoptions.go.
+func (f *mountFlags) add(fl *pflag.FlagSet) {
 	fl.StringSliceVar(&f.servers, "server", nil, "HOST:PORT of servers, or unix:PATH; one that answers is enough")
 	fl.StringVar(&f.clusterID, "cluster-id", "", "refuse any other cluster (default: whatever the server belongs to)")
 	fl.DurationVar(&f.cacheTTL, "cache-ttl", defaultCacheTTL, "how long names and attributes may be answered from the cache")
-	fl.DurationVar(&f.timeout, "timeout", defaultTimeout, "how long to wait for a server")
+	fl.DurationVar(&f.timeout, timeoutFlag, defaultTimeout, "how long to wait for a server; where it is given, operations that wait longer for the cluster fail with EIO (otherwise they wait until it is back)")
+	fl.StringVar(&f.path, "path", "/", "mount this directory of the cluster")
+	fl.StringVar(&f.source, "source", "", "what mount(8) and df(1) show")
 	fl.StringVar(&f.metrics, "metrics", "", "HOST:PORT to serve /metrics on (default: nowhere)")
 	fl.StringVar(&f.logFile, "log-file", "", "append the daemon's log to this file (default: standard error with --foreground, else nowhere)")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -67,8 +92,7 @@ func newMountCmd() *cobra.Command {
 	fl.IntVar(&f.readyFD, "ready-fd", 0, "where a daemon reports its start")
 	// They fail only for a name that is not a flag.
 	_ = fl.MarkHidden("ready-fd")
-	_ = cmd.MarkFlagRequired("server")
-	return cmd
+	_ = fl.MarkHidden("source")
 }
 
 // check refuses a command line that cannot be meant.
@@ -97,14 +121,24 @@ func (f *mountFlags) check() error {
 	if f.timeout <= 0 {
 		return cli.Usage("--timeout", "want a positive duration")
 	}
+	if !strings.HasPrefix(f.path, "/") {
+		return cli.Usage("--path", "%q does not begin with /", f.path)
+	}
 	return nil
 }
 
-func (f *mountFlags) run(cmd *cobra.Command, point string) (err error) {
+// run does what the flags, which are in fl, say.
+func (f *mountFlags) run(cmd *cobra.Command, fl *pflag.FlagSet, point string) (err error) {
 	rep := newReporter(f.readyFD)
 	defer func() { rep.tell(err) }()
 	if err := f.check(); err != nil {
 		return err
+	}
+	if fl.Changed(timeoutFlag) {
+		f.options.Timeout = f.timeout
+	}
+	if f.source == "" {
+		f.source = strings.Join(f.servers, ",") + ":" + f.path
 	}
 	if point, err = mountpoint(point); err != nil {
 		return err
@@ -121,7 +155,7 @@ func (f *mountFlags) run(cmd *cobra.Command, point string) (err error) {
 		if _, err := cli.NewLogger(cmd.ErrOrStderr(), f.logLevel); err != nil {
 			return err
 		}
-		return startDaemon(cmd.Context(), cmd.Name(), f.daemonArgs(point), f.logFile, f.timeout)
+		return startDaemon(cmd.Context(), "mount", f.daemonArgs(fl, point), f.logFile, f.timeout)
 	}
 	out := cmd.ErrOrStderr()
 	if f.logFile != "" && f.readyFD == 0 {
@@ -162,14 +196,20 @@ func (f *mountFlags) identify(cmd *cobra.Command) error {
 	return nil
 }
 
-// daemonArgs are the arguments by which the daemon does the same in the foreground.
-func (f *mountFlags) daemonArgs(point string) []string {
-	return []string{
-		"--foreground", "--server=" + strings.Join(f.servers, ","), "--cluster-id=" + f.clusterID,
-		"--cache-ttl=" + f.cacheTTL.String(), "--timeout=" + f.timeout.String(), "--metrics=" + f.metrics,
-		"--log-level=" + f.logLevel, "--log-file=" + f.logFile, "--identity-dir=" + f.identity.dir,
-		"--tls=" + f.identity.tls.String(), "--", point,
-	}
+// daemonArgs are the arguments by which the daemon does the same in the foreground: every flag that is not as it
+// would be by itself, but for the token, which everybody can read there.
+func (f *mountFlags) daemonArgs(fl *pflag.FlagSet, point string) []string {
+	args := []string{"--foreground", "--options=" + strings.Join(f.words, ",")}
+	fl.VisitAll(func(flag *pflag.Flag) {
+		switch value := flag.Value.String(); {
+		case flag.Name == "token" || flag.Name == "options" || flag.Name == "ready-fd" || flag.Name == "foreground":
+		case flag.Name == "server":
+			args = append(args, "--server="+strings.Join(f.servers, ","))
+		case flag.Changed || value != flag.DefValue:
+			args = append(args, "--"+flag.Name+"="+value)
+		}
+	})
+	return append(args, "--", point)
 }
 
 // mountpoint is the absolute path of the directory to mount on. What may be
@@ -201,11 +241,11 @@ func (f *mountFlags) serve(ctx context.Context, point string, log *slog.Logger, 
 	}
 	defer stop()
 	connect, cancel := context.WithTimeout(ctx, f.timeout)
+	defer cancel()
 	cl, err := client.New(connect, client.Config{
 		Servers: f.servers, ClusterID: f.clusterID, Name: pki.ThisMachine() + ":" + point, CacheTTL: f.cacheTTL,
 		Logger: log.With("part", "client"), WireMetrics: wire.NewMetrics(reg), TLS: tlsOf(f.store),
 	})
-	cancel()
 	if err != nil {
 		return err
 	}
@@ -213,7 +253,10 @@ func (f *mountFlags) serve(ctx context.Context, point string, log *slog.Logger, 
 	renewing, endRenewing := context.WithCancel(context.WithoutCancel(ctx))
 	defer endRenewing()
 	go keepIdentity(renewing, f.store, f.servers, log)
-	lock, err := f.serveMount(ctx, cl, point, log, fuse.NewMetrics(reg), rep)
+	var lock *mountLock
+	if f.options.Root, err = fuse.FindRoot(connect, cl, f.path); err == nil {
+		lock, err = f.serveMount(ctx, cl, point, log, fuse.NewMetrics(reg), rep)
+	}
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	if flushErr := cl.Close(closing); flushErr != nil {
@@ -229,7 +272,7 @@ func (f *mountFlags) serve(ctx context.Context, point string, log *slog.Logger, 
 // where there was no mount, is to be released when everything is written back.
 func (f *mountFlags) serveMount(ctx context.Context, cl *client.Client, point string, log *slog.Logger, metrics *fuse.Metrics, rep *reporter) (*mountLock, error) {
 	srv, err := fuse.Mount(fuse.Config{
-		Mountpoint: point, Source: f.servers[0] + ":/", Client: cl, Logger: log.With("part", "fuse"), Metrics: metrics,
+		Mountpoint: point, Source: f.source, Options: f.options, Client: cl, Logger: log.With("part", "fuse"), Metrics: metrics,
 	})
 	if err != nil {
 		return nil, err
@@ -240,6 +283,17 @@ func (f *mountFlags) serveMount(ctx context.Context, cl *client.Client, point st
 	}
 	log.Info("mounted", "mountpoint", srv.Mountpoint(), "cluster", cl.ClusterID())
 	rep.tell(nil)
+	select {
+	case <-srv.Done():
+		return lock, nil
+	case <-srv.Departed():
+		// Who unmounted waits for what was written, not for those who still use it.
+		flushing, cancel := context.WithTimeout(ctx, closeTimeout)
+		lock.release(cl.Flush(flushing))
+		cancel()
+		lock = nil
+	case <-ctx.Done():
+	}
 	select {
 	case <-srv.Done():
 	case <-ctx.Done():
