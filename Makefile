@@ -37,6 +37,8 @@ RUNS       ?= 10
 # How long it keeps each kind of fault up, in a cluster whose every acknowledged byte is checked.
 CHAOS      ?= 2m
 CHAOS_TESTS := ^Test(Model|ChaosNodes|ChaosMounts|DeviceLife|Restriping|TwoDevicesLost|BitFlips|NoSpace|Transport|SleepingMount)$$
+# How many operations it does on one file, through one mount and through two.
+FSX_OPS    ?= 100000
 # How many operations of the namespace it holds against the model.
 MODEL_OPS  ?= 1000000
 PLAIN_PKGS  = $(call packages,-vE,$(RACE_DIRS)|$(WHOLE_DIRS)) $(PURE_PKGS)
@@ -79,7 +81,7 @@ test: deps build ## everything: tidy rules, unit and whole-cluster tests, race d
 	@echo "== NVMe devices, in a virtual machine"
 	@hack/vm-test.sh short
 	@echo "== whole clusters"
-	$(if $(WHOLE_PKGS),CGO_ENABLED=0 $(TEST) -timeout 8m -p 1 $(WHOLE_PKGS))
+	$(if $(WHOLE_PKGS),CGO_ENABLED=0 $(TEST) -timeout 12m -p 1 $(WHOLE_PKGS))
 	@$(MAKE) fuzz
 
 .PHONY: race
@@ -97,7 +99,22 @@ soak: deps build ## long runs: SEEDS crashes of a device's log, MODEL_OPS operat
 	cd test/linear && CGO_ENABLED=0 $(TEST) -timeout 240m -args -linear.time $(SOAK) -linear.runs $(RUNS)
 	@echo "== clusters under faults"
 	cd test && CGO_ENABLED=0 $(TEST) -timeout 120m -run '$(CHAOS_TESTS)' -args -chaos.time $(CHAOS)
+	@echo "== one file at random, through one mount and through two"
+	cd test && CGO_ENABLED=0 $(TEST) -timeout 240m -run '^TestFSX$$' -args -fsx.ops $(FSX_OPS) -chaos.time 100m
 	@$(MAKE) fuzz FUZZTIME=600
+
+.PHONY: pjdfstest
+pjdfstest: deps build ## run pjdfstest, whose source is in the directory PJDFSTEST, inside a mount (as root)
+	@hack/pjdfstest.sh "$(or $(PJDFSTEST),$(error pjdfstest: say where the suite is: PJDFSTEST=dir))"
+
+.PHONY: xfstests
+xfstests: deps build ## run xfstests, built in the directory XFSTESTS, over two mounts (as root); TESTS="generic/001 -g quick" says which
+	@hack/xfstests.sh "$(or $(XFSTESTS),$(error xfstests: say where the suite is: XFSTESTS=dir))" $(TESTS)
+
+.PHONY: programs
+programs: deps build ## let git, go, sqlite, tar, rsync, dpkg, dbench and PostgreSQL work inside a mount (as root; installs them)
+	@hack/programs-deps.sh
+	@hack/realprograms.sh $(PROGRAMS)
 
 .PHONY: deps-vm
 deps-vm: ## install what make vmtest needs: an emulator, and a kernel that is only unpacked

@@ -60,7 +60,19 @@ const (
 	SetCtime
 	// SetKillPriv clears set-user-ID, and set-group-ID where group execute is set, as a write by another does.
 	SetKillPriv
+	// SetRelatime makes Attr.AtimeNS the time of the last reading, where that is due (AtimeDue), and changes nothing else. It
+	// goes alone, and an inode that is gone is no failure.
+	SetRelatime
 )
+
+// relatimeNS is how old the time of the last reading may get, one day.
+const relatimeNS = int64(24 * 60 * 60 * 1e9)
+
+// AtimeDue reports that a reading at atNS is to be kept, as relatime of mount(8) has it: the last that is known is not later
+// than the last change, or a day old. One before the last change of the inode is not: somebody may have set the time since.
+func (a *Attr) AtimeDue(atNS int64) bool {
+	return atNS > a.AtimeNS && atNS > a.CtimeNS && (a.AtimeNS <= a.MtimeNS || a.AtimeNS <= a.CtimeNS || atNS-a.AtimeNS >= relatimeNS)
+}
 
 // Dirent is one name of a directory.
 type Dirent struct {

@@ -46,6 +46,7 @@ type Config struct {
 	CacheTTL    time.Duration // bound of how long answers may be kept above the client: twice AttrTTL
 	MemoryBytes int64         // bound of written data in memory, 0: DefaultMemoryBytes
 	OpTimeout   time.Duration // after which an operation fails with Timeout, 0: never; what was written before it is not given up
+	NoAtime     bool          // the times of readings are not kept
 	Logger      *slog.Logger
 	WireMetrics *wire.Metrics
 	Boot        func() int64 // CLOCK_BOOTTIME in nanoseconds, by which leases lapse; nil: the system's
@@ -91,6 +92,7 @@ type Client struct {
 	combiner combiner
 	removals removals
 	crowded  chan struct{} // more inodes are owned than may stay so
+	accesses accesses
 
 	inlineFull atomic.Bool
 	complained atomic.Int64    // when the log last said that operations wait, Unix ns; 0: not
@@ -168,6 +170,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 	c.wg.Go(c.watchLeases)
 	c.wg.Go(c.commitOld)
 	c.wg.Go(c.sendReports)
+	c.wg.Go(c.tellAccessesOften)
 	return c, nil
 }
 
@@ -175,6 +178,11 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 // that a commit met.
 func (c *Client) Close(ctx context.Context) error {
 	err := c.flushAll(ctx)
+	if err == nil {
+		telling, cancel := context.WithTimeout(ctx, tellAccessesAfter) // nobody waits for long for these
+		c.tellAccesses(telling)
+		cancel()
+	}
 	c.stop()
 	return err
 }

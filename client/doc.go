@@ -16,6 +16,7 @@
 //	table.go      the inodes that are open, owned or not committed
 //	removal.go    an open against the end of what is opened
 //	inode.go      the state that all handles of one inode share
+//	atime.go      the times of readings
 //	own.go        exclusive leases: what is kept back, and when it is given up
 //	chunk.go      the buffers that writes gather in
 //	file.go       handles: read, write, sync

@@ -18,6 +18,8 @@ type File struct {
 	flags  int // O_* of open(2)
 	closed atomic.Bool
 	told   uint64 // guarded by inode.mu: the failures of the inode that this handle has told of
+
+	accessNoted atomic.Bool // something was read
 }
 
 func (c *Client) handle(n *inode, flags int) *File {

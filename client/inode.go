@@ -67,6 +67,9 @@ func (n *inode) observe(a cfs.Attr) {
 }
 
 func (n *inode) observeLocked(a cfs.Attr) {
+	if a.Gen == n.attr.Gen {
+		n.attr.AtimeNS = max(n.attr.AtimeNS, a.AtimeNS) // which reading alone leaves the generation
+	}
 	if a.Gen <= n.attr.Gen {
 		return
 	}

@@ -53,7 +53,7 @@ func (c *Client) cachedAttr(i cfs.Ino) (cfs.Attr, bool) {
 	n := c.inodes.find(i)
 	if n != nil {
 		if a, ok := n.ownAttr(); ok {
-			return a, c.leases.boot() < st.alive
+			return c.accesses.over(a), c.leases.boot() < st.alive
 		}
 	}
 	a, ok := c.cache.attr(i, st.era)
@@ -63,7 +63,7 @@ func (c *Client) cachedAttr(i cfs.Ino) (cfs.Attr, bool) {
 	if n != nil {
 		a = n.overlay(a)
 	}
-	return a, true
+	return c.accesses.over(a), true
 }
 
 // lookup asks the leader.
@@ -98,15 +98,18 @@ func (c *Client) GetAttr(ctx context.Context, i cfs.Ino) (cfs.Attr, error) {
 // overlay adds what this client has written and not committed yet.
 func (c *Client) overlay(a cfs.Attr) cfs.Attr {
 	if n := c.find(a.Ino); n != nil {
-		return n.overlay(a)
+		a = n.overlay(a)
 	}
-	return a
+	return c.accesses.over(a)
 }
 
 // SetAttr changes the attributes that mask names. Those of a file that this client owns it may keep back,
 // where a kernel has checked that the change is allowed.
 func (c *Client) SetAttr(ctx context.Context, cred cfs.Cred, i cfs.Ino, mask cfs.SetMask, a cfs.Attr) (cfs.Attr, error) {
 	op := cfs.Op{Kind: cfs.OpSetAttr, Ino: i, Mask: mask, Attr: a}
+	if mask&(cfs.SetAtime|cfs.SetAtimeNow) != 0 {
+		c.accesses.forget(i)
+	}
 	n := c.find(i)
 	if n == nil {
 		return c.resize(ctx, cred, op)

@@ -24,7 +24,11 @@ var errGone = errors.New("shard is gone")
 
 // Read reads into p from off; it is short only at the end of the file.
 func (f *File) Read(ctx context.Context, p []byte, off uint64) (int, error) {
-	return f.n.read(ctx, p, off)
+	k, err := f.n.read(ctx, p, off)
+	if err == nil {
+		f.accessed()
+	}
+	return k, err
 }
 
 func (n *inode) read(ctx context.Context, p []byte, off uint64) (int, error) {

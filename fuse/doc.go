@@ -10,6 +10,7 @@
 //	backend.go    what this package asks of the client
 //	request.go    a request: context, credentials, metrics, errno
 //	fs.go         the file system and the conversion of attributes
+//	export.go     lookup by inode, for file handles
 //	names.go      lookup, mkdir, mknod, symlink, link, unlink, rename
 //	inode.go      getattr, setattr, statx, xattrs, statfs
 //	file.go       create, tmpfile, open to release, and the bytes between
@@ -25,7 +26,9 @@
 // A node id is the inode number. Inode numbers are never reused, so there is no
 // tree to keep, no generation, and nothing to do at FORGET. An inode that is
 // gone answers ESTALE, at which the kernel looks the path up afresh. The root is 1 to the kernel whatever
-// directory that is: rooted exchanges the numbers, and kernelConn for notifications.
+// directory that is: rooted exchanges the numbers, and kernelConn for notifications. A file handle is a node id too:
+// what the kernel has forgotten it looks up by that (CAP_EXPORT_SUPPORT), so that a handle is good on
+// every mount, for NFS's server as well.
 //
 // # Caches of the kernel
 //
@@ -34,7 +37,7 @@
 // keeps nothing. A change elsewhere recalls the client's leases and not yet what the kernel keeps:
 // this is how long two mounts may differ. A file's pages survive an open only if the inode's
 // generation is the one that the previous open of this mount saw
-// (close-to-open), and go when GETATTR shows a new mtime or size
+// (close-to-open; where it is not the attributes are asked for anew too, for the size), and go when GETATTR shows a new mtime or size
 // (CAP_AUTO_INVAL_DATA). There is no writeback cache: a write(2) reaches the
 // client before it returns.
 //

@@ -160,8 +160,17 @@ func (fs *fileSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofus
 		fs.metrics.opens.kept.Inc()
 	} else {
 		fs.metrics.opens.dropped.Inc()
+		fs.renewSize(ino)
 	}
 	return r.end(nil)
+}
+
+// renewSize has the kernel ask for the attributes of a file that it opens and that another mount may have changed: the size
+// that it has may be as old as the pages that it drops, and it reads no further.
+func (fs *fileSystem) renewSize(ino cfs.Ino) {
+	if err := fs.kernel.invalInode(ino, -1, 0); err != nil {
+		fs.log.Debug("the kernel keeps attributes that may be old", "ino", uint64(ino), "err", err)
+	}
 }
 
 // unchanged reports that no one has changed ino since this mount opened it last.

@@ -40,7 +40,7 @@ const (
 
 	// capabilities that go-fuse asks for only when told to.
 	capabilities = gofuse.CAP_ATOMIC_O_TRUNC | gofuse.CAP_HANDLE_KILLPRIV_V2 | gofuse.CAP_ASYNC_DIO | gofuse.CAP_READDIRPLUS_AUTO |
-		gofuse.CAP_DONT_MASK | gofuse.CAP_SETXATTR_EXT
+		gofuse.CAP_DONT_MASK | gofuse.CAP_SETXATTR_EXT | gofuse.CAP_EXPORT_SUPPORT
 )
 
 // Config says what to mount where.

@@ -10,6 +10,9 @@ import (
 // keep: node 0 with a timeout.
 func (fs *fileSystem) Lookup(cancel <-chan struct{}, h *gofuse.InHeader, name string, out *gofuse.EntryOut) gofuse.Status {
 	r := fs.begin(opLookup, cancel, h)
+	if name == "." || name == ".." {
+		return fs.lookupByNode(r, h.NodeId, name, out)
+	}
 	if err := checkName(name); err != nil {
 		return r.end(err)
 	}

@@ -8,6 +8,9 @@
 //	model_test.go     random operations; versions_test.go is what they may leave behind
 //	chaos_test.go     the model while nodes, devices and mounts die; the life of devices
 //	bits_test.go      bits flipped all over a device
+//	semantics_test.go what POSIX and Linux promise, on two mounts; handles_test.go file handles
+//	fsx_test.go       one file at random, by one mount and by two
+//	verify_test.go    fio and programs that people use
 //	nospace_test.go   one device full, all full
 //	transport_test.go puts and commands late, cut off, unanswered, sent twice
 //	sleeper_test.go   a mount that sleeps longer than its session lives

@@ -243,7 +243,7 @@ func (f *mountFlags) serve(ctx context.Context, point string, log *slog.Logger, 
 	connect, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	cl, err := client.New(connect, client.Config{
-		Servers: f.servers, ClusterID: f.clusterID, Name: pki.ThisMachine() + ":" + point, CacheTTL: f.cacheTTL,
+		Servers: f.servers, ClusterID: f.clusterID, Name: pki.ThisMachine() + ":" + point, CacheTTL: f.cacheTTL, NoAtime: f.options.NoAtime,
 		Logger: log.With("part", "client"), WireMetrics: wire.NewMetrics(reg), TLS: tlsOf(f.store),
 	})
 	if err != nil {

@@ -11,6 +11,9 @@ import (
 const capabilityXattr = "security.capability"
 
 func (t *tx) setAttr(op *cfs.Op, res *cfs.Result) cfs.Kind {
+	if op.Mask == cfs.SetRelatime {
+		return t.accessed(op, res)
+	}
 	n, ok := t.inode(op.Ino)
 	if !ok {
 		return cfs.Stale

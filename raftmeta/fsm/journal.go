@@ -123,7 +123,9 @@ func (t *tx) change(op *cfs.Op, res *cfs.Result) (c cfs.Change, ok bool) {
 			c.Other = back.Ino
 		}
 	case cfs.OpSetAttr:
-		c.Mask = op.Mask
+		if c.Mask = op.Mask; c.Mask == cfs.SetRelatime {
+			return c, false
+		}
 	case cfs.OpWrite:
 		c.Extents = op.Extents
 	case cfs.OpSetXattr, cfs.OpRemoveXattr:

@@ -207,6 +207,9 @@ func (a args) op() cfs.Op {
 			op.Mask |= bit
 		}
 	}
+	if a.has("read-at") {
+		op.Mask, op.Attr.AtimeNS = cfs.SetRelatime, int64(a.num("read-at"))
+	}
 	if a.has("target") || a.has("value") {
 		op.Value = []byte(a.str("target") + a.str("value"))
 	}
