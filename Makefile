@@ -39,6 +39,8 @@ CHAOS      ?= 2m
 CHAOS_TESTS := ^Test(Model|ChaosNodes|ChaosMounts|DeviceLife|Restriping|TwoDevicesLost|BitFlips|NoSpace|Transport|SleepingMount)$$
 # How many operations it does on one file, through one mount and through two.
 FSX_OPS    ?= 100000
+# How long two mounts work in the same directories.
+STRESS     ?= 60m
 # How many operations of the namespace it holds against the model.
 MODEL_OPS  ?= 1000000
 PLAIN_PKGS  = $(call packages,-vE,$(RACE_DIRS)|$(WHOLE_DIRS)) $(PURE_PKGS)
@@ -101,6 +103,8 @@ soak: deps build ## long runs: SEEDS crashes of a device's log, MODEL_OPS operat
 	cd test && CGO_ENABLED=0 $(TEST) -timeout 120m -run '$(CHAOS_TESTS)' -args -chaos.time $(CHAOS)
 	@echo "== one file at random, through one mount and through two"
 	cd test && CGO_ENABLED=0 $(TEST) -timeout 240m -run '^TestFSX$$' -args -fsx.ops $(FSX_OPS) -chaos.time 100m
+	@echo "== two mounts in one place"
+	cd test && CGO_ENABLED=0 $(TEST) -timeout 120m -run '^Test(MountsAreCoherent|TwoMountsInOnePlace)$$' -args -coherence.all -stress.time $(STRESS)
 	@$(MAKE) fuzz FUZZTIME=600
 
 .PHONY: pjdfstest

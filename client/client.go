@@ -43,7 +43,7 @@ type Config struct {
 	Servers     []string      // HOST:PORT or unix:PATH, at least one
 	ClusterID   string        // empty: whatever the servers say
 	Name        string        // what the session is called in the cluster's listings
-	CacheTTL    time.Duration // bound of how long answers may be kept above the client: twice AttrTTL
+	CacheTTL    time.Duration // bound of how long answers may be kept above the client
 	MemoryBytes int64         // bound of written data in memory, 0: DefaultMemoryBytes
 	OpTimeout   time.Duration // after which an operation fails with Timeout, 0: never; what was written before it is not given up
 	NoAtime     bool          // the times of readings are not kept
@@ -88,6 +88,7 @@ type Client struct {
 	locks    lockTable
 
 	leases   *leases
+	observer atomic.Pointer[Observer] // nil: nothing is kept above
 	inodes   inodeTable
 	combiner combiner
 	removals removals
@@ -244,6 +245,7 @@ func (c *Client) sessionLost(ctx context.Context, old *session) error {
 	if err := c.openSession(ctx); err != nil {
 		return err
 	}
+	c.above(Observer.ForgetAll)
 	for _, n := range c.inodes.all() {
 		n.abandon(old, cfs.E("commit", cfs.NoSession, nil))
 		c.inodes.settle(n)

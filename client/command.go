@@ -127,6 +127,14 @@ func (c *Client) fence(s *session, seq uint64, ch *change) {
 		if ch.blind {
 			c.leases.forget()
 		}
+		c.above(func(o Observer) { // it may have taken effect after its caller was told otherwise
+			for _, dir := range ch.dirs {
+				o.ForgetNames(dir)
+			}
+			for _, i := range ch.inos {
+				o.ForgetInode(i)
+			}
+		})
 	})
 }
 

@@ -51,7 +51,7 @@ func (f *File) copyRange(ctx context.Context, dst *File, srcOff, dstOff, n uint6
 	defer dst.n.dropExtents()
 	for first, tries := true, 0; done < n; first = false {
 		at := srcOff + done
-		a, _, err := f.c.askExtents(ctx, f.n.ino, at)
+		a, _, err := f.c.askExtents(ctx, f.n.ino, at, true)
 		if err != nil {
 			return done, err
 		}

@@ -9,6 +9,7 @@
 //	command.go    how a command reaches the leader exactly once
 //	lease.go      heartbeats, Watches, and until when what is in memory may be answered; boottime.go
 //	recall.go     how leases are given back
+//	observer.go   what keeps answers above the client (a kernel), and is told first
 //	layout.go     the cluster's map, and which group takes the next stripe
 //	cache.go      attributes, names and values under leases; listing.go whole directories
 //	change.go     what a command of our own does to them
@@ -64,6 +65,11 @@
 // memory, or the end of the mount. The names of a directory that is owned are answered from memory;
 // to make and remove them is durable when the call returns. What is closed is given up with its commit.
 //
+// What is above the client may keep an answer for as long as LeasedAttr or LeasedName says, and is told (Observer) when a lease is recalled,
+// when all are void, and before an exclusive lease is surrendered: invalidate, drain, commit, acknowledge. What is given up
+// without being asked is not leased above for keepMost before, so that nobody need be told. A new epoch is not used before the
+// observer has forgotten what was kept under the old one: its use tells the leader that nothing is.
+//
 // What others commit to a file that is open here is seen at the next open at the latest
 // (close-to-open), and without delay where this client has read it under a lease.
 //
@@ -80,8 +86,10 @@
 //
 // # What waits for what
 //
-// Read leases and open marks are given back from memory, at once, by whatever goroutine reads the Watch:
-// nothing of it waits for the cluster. To give up an exclusive lease takes puts and a command on
+// Read leases and open marks are given back from memory: nothing of it waits for the cluster. The observer may wait for pages
+// under I/O, on a goroutine of its own and with no lock held. Reads therefore wait for no command: an inode that the leader knows to be open
+// is not registered again by them, which would wait for one that takes its name. Whatever else it waits for,
+// the acknowledgement goes after forgetWait. To give up an exclusive lease takes puts and a command on
 // an inode that this session owns, for which the leader recalls nothing of anybody. So nothing that
 // others wait for waits for others.
 package client

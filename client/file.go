@@ -52,7 +52,7 @@ func (c *Client) Open(ctx context.Context, i cfs.Ino, flags int) (*File, error) 
 // opened asks for an inode's extents. One that has lost its name already, but not to a command of ours, is
 // held for this session, and to be released with the last close.
 func (n *inode) opened(ctx context.Context) error {
-	if _, err := n.loadExtents(ctx, 0); err != nil {
+	if _, err := n.loadExtents(ctx, 0, true); err != nil {
 		return err
 	}
 	n.mu.Lock()
@@ -77,7 +77,7 @@ func (c *Client) OpenNew(a cfs.Attr, flags int) *File {
 
 // register tells the leader that an inode is open. That it does not is no failure: with the next epoch it hears of all.
 func (c *Client) register(ctx context.Context, n *inode) {
-	if _, err := n.loadExtents(ctx, 0); err != nil && ctx.Err() == nil {
+	if _, err := n.loadExtents(ctx, 0, true); err != nil && ctx.Err() == nil {
 		c.log.Debug("the leader does not know that an inode is open", "ino", uint64(n.ino), "err", err)
 	}
 }

@@ -20,6 +20,8 @@ type inode struct {
 	ino    cfs.Ino
 	refs   int // guarded by the table
 	orphan atomic.Bool
+	// registered: the leader was told that it is open, in this or, with the heartbeats, in any later epoch.
+	registered atomic.Bool
 
 	// order is held shared while bytes are added, alone while an operation needs
 	// everything before it to be committed and nothing to come between.
@@ -418,28 +420,33 @@ func (n *inode) extentsFor(ctx context.Context, off, end uint64) (rows []cfs.Ext
 	x.valid = x.valid && !doubtful && (n.own == ownHeld || x.era == st.era && x.era != 0)
 	n.mu.Unlock()
 	if !x.valid || off < x.lo || off >= x.hi || n.c.leases.boot() >= until {
-		if x, err = n.loadExtents(ctx, off); err != nil {
+		// Of an inode that is known to be open the leader need not be told again, which would wait for a command that takes
+		// its name. That may wait for pages of the kernel, and those for this.
+		if x, err = n.loadExtents(ctx, off, !n.registered.Load()); err != nil {
 			return nil, 0, err
 		}
 	}
 	return x.rows, min(end, x.hi), nil
 }
 
-// loadExtents asks the leader for the extents from off on, and tells it that the inode is open.
-func (n *inode) loadExtents(ctx context.Context, off uint64) (extentCache, error) {
+// loadExtents asks the leader for the extents from off on, and with open tells it that the inode is open.
+func (n *inode) loadExtents(ctx context.Context, off uint64, open bool) (extentCache, error) {
 	n.mu.Lock()
 	version := n.extents.version
 	n.mu.Unlock()
-	a, g, err := n.c.askExtents(ctx, n.ino, off)
+	a, g, err := n.c.askExtents(ctx, n.ino, off, open)
 	if err != nil {
 		return extentCache{}, err
+	}
+	if open {
+		n.registered.Store(true)
 	}
 	return n.install(a, g, off, version), nil
 }
 
-// askExtents asks the leader for the attributes of an inode that is open here and its extents from off on.
-func (c *Client) askExtents(ctx context.Context, i cfs.Ino, off uint64) (*cfs.Answer, grant, error) {
-	a, g, err := c.askLeased(ctx, &cfs.Query{Kind: cfs.QueryExtents, Ino: i, Off: off, End: math.MaxUint64, Open: true})
+// askExtents asks the leader for the attributes of an inode and its extents from off on; open says that it is open here.
+func (c *Client) askExtents(ctx context.Context, i cfs.Ino, off uint64, open bool) (*cfs.Answer, grant, error) {
+	a, g, err := c.askLeased(ctx, &cfs.Query{Kind: cfs.QueryExtents, Ino: i, Off: off, End: math.MaxUint64, Open: open})
 	if errors.Is(err, cfs.Stale) {
 		c.cache.forgetAttr(i)
 	}

@@ -90,6 +90,31 @@ func (l *leases) adopt(era, epoch uint64) {
 	}
 }
 
+// void ends the leases of an epoch where the leader has told of another one, and returns the era after them; false
+// where there is nothing to end.
+func (l *leases) void(era, epoch uint64) (uint64, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s := l.state.Load()
+	if s.era != era || s.epoch == 0 || epoch == 0 || epoch == s.epoch {
+		return 0, false
+	}
+	next := *s
+	next.era, next.until = s.era+1, 0
+	l.state.Store(&next)
+	return next.era, true
+}
+
+// newEpoch takes note of the epoch that the leader has told in an answer to a request of era. With its first use the
+// leader takes the leases of the one before for given up, so that what is kept above goes first.
+func (c *Client) newEpoch(era, epoch uint64) {
+	if voided, ok := c.leases.void(era, epoch); ok {
+		c.above(Observer.ForgetAll)
+		era = voided
+	}
+	c.leases.adopt(era, epoch)
+}
+
 // forget voids what is kept without the leader's word: under the same epoch, in a new era.
 func (l *leases) forget() {
 	l.mu.Lock()
@@ -127,10 +152,6 @@ func signal(ch chan struct{}) {
 	default:
 	}
 }
-
-// AttrTTL is how long an answer of now may be kept above the client: half of Config.CacheTTL at
-// most, and never longer than the leases last; nothing without any.
-func (c *Client) AttrTTL() time.Duration { return min(c.cfg.CacheTTL/2, c.leases.left()) }
 
 // grantOf is what is granted from now on to a session is kept under.
 func (c *Client) grantOf(s *session) grant {
@@ -191,7 +212,7 @@ func (c *Client) heartbeat() error {
 		s.attached = st.epoch
 		c.leases.renew(st.era, sent, time.Duration(reply.LeaseMs)*time.Millisecond)
 	} else {
-		c.leases.adopt(st.era, reply.Epoch)
+		c.newEpoch(st.era, reply.Epoch)
 	}
 	c.inlineFull.Store(reply.InlineFull)
 	if reply.MapVersion > c.layout.get().Version {
@@ -268,7 +289,7 @@ func (c *Client) watchOnce(st *leaseState, acks []*wirepb.Ack) error {
 		}
 		return err
 	}
-	c.leases.adopt(st.era, reply.Epoch)
+	c.newEpoch(st.era, reply.Epoch)
 	for _, r := range reply.Recalls {
 		c.recall(reply.Epoch, r)
 	}

@@ -100,8 +100,8 @@ func TestLeasesLapse(t *testing.T) {
 	if _, ok := c.cachedAttr(i); ok {
 		t.Error("answered from memory after the lease has lapsed")
 	}
-	if ttl := c.AttrTTL(); ttl > c.cfg.CacheTTL/2 {
-		t.Errorf("the layer above may keep answers for %v", ttl)
+	if _, l := c.LeasedAttr(i); l != (Lease{}) {
+		t.Errorf("the layer above may keep answers: %+v", l)
 	}
 	a, err := c.GetAttr(t.Context(), i)
 	must(t, err)
@@ -109,8 +109,8 @@ func TestLeasesLapse(t *testing.T) {
 		t.Errorf("attributes of %d", a.Ino)
 	}
 	leased(t, c, i)
-	if ttl := c.AttrTTL(); ttl <= 0 || ttl > c.cfg.CacheTTL/2 || ttl > leaseTime {
-		t.Errorf("the layer above may keep answers for %v", ttl)
+	if _, l := c.LeasedAttr(i); l.TTL <= 0 || l.TTL > c.leases.left() || l.Mark == 0 {
+		t.Errorf("the layer above may keep answers: %+v", l)
 	}
 }
 

@@ -33,37 +33,55 @@ func (c *Client) Lookup(ctx context.Context, dir cfs.Ino, name string) (cfs.Attr
 
 // cachedName is the inode behind a name (0: none), as far as leases say it.
 func (c *Client) cachedName(dir cfs.Ino, name string) (cfs.Ino, bool) {
+	i, until := c.keptName(dir, name)
+	return i, c.leases.boot() < until
+}
+
+// keptName is the inode behind a name (0: none), and until when leases say it: 0 for not at all.
+func (c *Client) keptName(dir cfs.Ino, name string) (i cfs.Ino, until int64) {
 	st := c.leases.state.Load()
 	owned := c.owns(dir)
 	if i, ok, changing := c.cache.name(dir, name, st.era); ok && !owned {
-		return i, c.leases.boot() < st.until
+		return i, st.until
 	} else if changing && !owned {
-		return 0, false
+		return 0, 0
 	}
 	i, ok := c.cache.listed(dir, name, st.era, owned)
-	if ok && owned {
-		return i, c.leases.boot() < st.alive && c.owns(dir)
+	switch {
+	case ok && owned && c.owns(dir):
+		return i, st.alive
+	case !ok || owned:
+		return i, 0
 	}
-	return i, ok && c.leases.boot() < st.until
+	return i, st.until
 }
 
 // cachedAttr is an inode's attributes with what this client has written to it, as far as leases say them.
 func (c *Client) cachedAttr(i cfs.Ino) (cfs.Attr, bool) {
+	a, _, until := c.keptAttr(i)
+	if c.leases.boot() >= until {
+		return cfs.Attr{}, false
+	}
+	return a, true
+}
+
+// keptAttr is cachedAttr with the era of the leases and until when they say it: 0 for not at all.
+func (c *Client) keptAttr(i cfs.Ino) (a cfs.Attr, era uint64, until int64) {
 	st := c.leases.state.Load()
 	n := c.inodes.find(i)
 	if n != nil {
 		if a, ok := n.ownAttr(); ok {
-			return c.accesses.over(a), c.leases.boot() < st.alive
+			return c.accesses.over(a), st.era, st.alive
 		}
 	}
 	a, ok := c.cache.attr(i, st.era)
-	if !ok || c.leases.boot() >= st.until {
-		return cfs.Attr{}, false
+	if !ok {
+		return cfs.Attr{}, 0, 0
 	}
 	if n != nil {
 		a = n.overlay(a)
 	}
-	return c.accesses.over(a), true
+	return c.accesses.over(a), st.era, st.until
 }
 
 // lookup asks the leader.

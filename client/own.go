@@ -35,7 +35,8 @@ type owning struct {
 	ownSess  *session
 	isDir    bool
 	used     time.Time // last, while it was owned
-	leaveSeq uint64    // the newest chunk that must be committed before it is given up
+	hush     hushing
+	leaveSeq uint64 // the newest chunk that must be committed before it is given up
 
 	// Changes of attributes that are kept back: pend gathers them, sent is on its way.
 	pend, sent folded
@@ -184,7 +185,7 @@ func (c *Client) adopt(s *session, a *cfs.Attr, parent cfs.Ino, g grant, isNew b
 
 // disownLocked ends an ownership; the caller wakes who waits.
 func (n *inode) disownLocked() {
-	n.own, n.ownSess = ownNone, nil
+	n.own, n.ownSess, n.hush = ownNone, nil, hushing{}
 	n.dropExtentsLocked()
 	n.c.inodes.owned.Add(-1)
 	n.c.cache.disowned(n.ino)
@@ -420,15 +421,8 @@ func (c *Client) age(n *inode, now time.Time) {
 	open := c.inodes.isOpen(n)
 	n.mu.Lock()
 	old := now.Add(-commitAfter)
-	late := n.pend.mask != 0 && n.pendAt.Before(old)
-	for _, k := range n.chunks {
-		late = late || k.born.Before(old)
-	}
-	idle := disownAfter
-	if n.isDir {
-		idle = disownDirAfter
-	}
-	leave := n.own == ownHeld && !open && (late || n.used.Before(now.Add(-idle)))
+	goes := func(by time.Time) bool { return n.own == ownHeld && !open && n.idleLocked(by) }
+	leave := n.quietLocked(goes(now.Add(n.c.hushLead())), now) && goes(now)
 	if !leave { // else all goes at once
 		n.sealLocked(func(k *chunk) bool { return k.born.Before(old) })
 		if n.pend.mask != 0 && n.pendAt.Before(old) {
@@ -439,6 +433,20 @@ func (c *Client) age(n *inode, now time.Time) {
 	if leave {
 		n.leave()
 	}
+}
+
+// idleLocked reports that what is owned is to be given up by a time: something is to be committed by then, or nothing happens.
+func (n *inode) idleLocked(by time.Time) bool {
+	old := by.Add(-commitAfter)
+	late := n.pend.mask != 0 && n.pendAt.Before(old)
+	for _, k := range n.chunks {
+		late = late || k.born.Before(old)
+	}
+	idle := disownAfter
+	if n.isDir {
+		idle = disownDirAfter
+	}
+	return late || n.used.Before(by.Add(-idle))
 }
 
 // disownOldest gives up a part of what is owned and closed, the longest unused first.
@@ -459,9 +467,19 @@ func (c *Client) disownOldest() {
 		n.mu.Unlock()
 	}
 	slices.SortFunc(all, func(a, b candidate) int { return a.used.Compare(b.used) })
-	for _, k := range all[:len(all)/4] {
-		k.n.leave()
+	oldest := all[:len(all)/4]
+	lead := c.hushLead()
+	for _, k := range oldest {
+		k.n.mu.Lock()
+		k.n.hush.recalled = lead > 0 // it leaves, whatever happens
+		k.n.mu.Unlock()
 	}
+	c.wg.Go(func() {
+		sleep(c.ctx, lead)
+		for _, k := range oldest {
+			k.n.leave()
+		}
+	})
 }
 
 // flushAll commits all and gives up all that is owned. The error is the first that a commit met.

@@ -6,24 +6,28 @@ import (
 	"github.com/claudefs/claudefs/wire/wirepb"
 )
 
-// recall serves a recall of an epoch. All but that of an exclusive lease are served from memory at
-// once: they wait for nobody. One that comes again before it is acknowledged is the same.
+// recall serves a recall of an epoch. All but that of an exclusive lease are served from memory: they wait for
+// nobody but the observer, and for that not long. One that comes again before it is acknowledged is the same.
 func (c *Client) recall(epoch uint64, r *wirepb.Recall) {
 	if !c.leases.claim(epoch, r.Id) {
 		return
 	}
 	i, dir := cfs.Ino(r.Ino), cfs.Ino(r.Dir)
 	ack := &wirepb.Ack{Id: r.Id, Kind: uint32(wire.AckDropped)}
+	var above func(Observer)
 	switch wire.RecallKind(r.Kind) {
 	case wire.RecallAttr:
 		c.cache.recallAttr(i)
 		if n := c.inodes.find(i); n != nil {
 			n.dropExtents()
 		}
+		above = func(o Observer) { o.ForgetInode(i) }
 	case wire.RecallName:
 		c.cache.recallName(dir, string(r.Name))
+		above = func(o Observer) { o.ForgetNames(dir) }
 	case wire.RecallList:
 		c.cache.recallList(dir)
+		above = func(o Observer) { o.ForgetNames(dir) }
 	case wire.RecallOpen:
 		c.cache.recallAttr(i)
 		if c.inodes.orphan(i) {
@@ -44,15 +48,23 @@ func (c *Client) recall(epoch uint64, r *wirepb.Recall) {
 	default:
 		c.log.Warn("a recall of a kind that this client does not know", "kind", r.Kind)
 	}
-	c.leases.acknowledge(epoch, ack)
+	if above == nil || c.observer.Load() == nil {
+		c.leases.acknowledge(epoch, ack)
+		return
+	}
+	c.wg.Go(func() { // other recalls do not wait
+		c.above(above)
+		c.leases.acknowledge(epoch, ack)
+	})
 }
 
 // surrenderFor gives up the exclusive lease of an inode and acknowledges that. It takes a command:
-// nobody is kept waiting for it.
+// nobody is kept waiting for it. What is kept above goes first, with what is written there and not here yet.
 func (c *Client) surrenderFor(epoch uint64, i cfs.Ino, ack *wirepb.Ack) {
 	c.cache.recallAttr(i) // a reply on its way does not make it ours any more
 	c.cache.recallList(i)
 	c.wg.Go(func() {
+		c.hushForRecall(i)
 		if err := c.surrender(c.ctx, i); err != nil {
 			c.log.Warn("an exclusive lease is not given up", "ino", uint64(i), "err", err)
 		}

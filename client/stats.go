@@ -12,6 +12,7 @@ type Stats struct {
 	hedges, hedgeWins, shardsReported, wholeStripes, bytesCopied                      atomic.Uint64
 	shardsPut, bytesPut, putRetries, commits                                          atomic.Uint64
 	restripedWindows, restripedBytes, restripeConflicts, restripeFailures             atomic.Uint64
+	forgetsLate                                                                       atomic.Uint64
 }
 
 // ShardsFetched is the number of shard ranges that nodes have sent, verified.
@@ -75,6 +76,7 @@ func (s *Stats) Register(reg prometheus.Registerer) {
 		{"restriped_bytes_total", "Bytes of files written anew.", &s.restripedBytes},
 		{"restripe_conflicts_total", "Ranges left for later because they changed at the same time.", &s.restripeConflicts},
 		{"restripe_failures_total", "Failures that restriping went on after.", &s.restripeFailures},
+		{"forgets_late_total", "Recalls acknowledged before what is above the client had forgotten all.", &s.forgetsLate},
 		{"commits_total", "Commands that committed extents.", &s.commits},
 	} {
 		reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "claudefs", Subsystem: "client", Name: m.name, Help: m.help},

@@ -27,10 +27,16 @@ type inodes interface {
 	GetAttr(ctx context.Context, ino cfs.Ino) (cfs.Attr, error)
 	SetAttr(ctx context.Context, cred cfs.Cred, ino cfs.Ino, mask cfs.SetMask, attr cfs.Attr) (cfs.Attr, error)
 	Statfs(ctx context.Context) (cfs.Statfs, error)
-	AttrTTL() time.Duration
 	Open(ctx context.Context, ino cfs.Ino, flags int) (file, error)
 	OpenNew(a cfs.Attr, flags int) file
 	OpenDir(ctx context.Context, ino cfs.Ino) (directory, error)
+}
+
+// leases is what the kernel may keep, of what this front end has asked for: an inode's attributes, and what is behind a name
+// (0 for nothing). It may keep nothing where the time to live is 0.
+type leases interface {
+	LeasedAttr(ino cfs.Ino) (cfs.Attr, client.Lease)
+	LeasedName(dir cfs.Ino, name string) (cfs.Ino, time.Duration)
 }
 
 // xattrs is extended attributes. An absent one is cfs.NoAttr.
@@ -85,6 +91,7 @@ type locker interface {
 type backend struct {
 	namespace
 	inodes
+	leases
 	xattrs
 	copier
 	tmpfiles
@@ -138,5 +145,5 @@ func (clientCopier) CopyRange(ctx context.Context, src, dst file, srcOff, dstOff
 }
 
 func clientBackend(c *client.Client) backend {
-	return backend{namespace: c, inodes: clientInodes{c}, xattrs: c, copier: clientCopier{}, tmpfiles: clientInodes{c}, locker: c}
+	return backend{namespace: c, inodes: clientInodes{c}, leases: c, xattrs: c, copier: clientCopier{}, tmpfiles: clientInodes{c}, locker: c}
 }

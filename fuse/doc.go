@@ -17,6 +17,7 @@
 //	locks.go      fcntl and flock
 //	dir.go        opendir, readdir, readdirplus
 //	handles.go    numbers that the kernel holds for open files
+//	caches.go     what the kernel is given to keep, and how it is taken back
 //	inotable.go   small bounded memories: generations at open, absent capabilities and ACLs
 //	mountinfo.go  /proc/self/mountinfo
 //	metrics.go    claudefs_fuse_*
@@ -32,20 +33,35 @@
 //
 // # Caches of the kernel
 //
-// Entries and attributes are valid for client.AttrTTL, at most maxKernelTTL, and
-// absent names for maxNegativeTTL. The client's leases bound it too, and without any the kernel
-// keeps nothing. A change elsewhere recalls the client's leases and not yet what the kernel keeps:
-// this is how long two mounts may differ. A file's pages survive an open only if the inode's
-// generation is the one that the previous open of this mount saw
-// (close-to-open; where it is not the attributes are asked for anew too, for the size), and go when GETATTR shows a new mtime or size
-// (CAP_AUTO_INVAL_DATA). There is no writeback cache: a write(2) reaches the
-// client before it returns.
+// The kernel keeps what the client has a lease of, for as long as that lasts, at most maxKernelTTL, and
+// nothing else. A change elsewhere recalls the lease; before the client acknowledges that, the kernel is
+// told (caches). So a program here sees what a program elsewhere has done once its call has returned.
+//
+// Attributes, ACLs and pages of an inode are taken back by INVAL_INODE, for which the acknowledgement waits: as long as
+// pages are under I/O, at most client.forgetWait. A read(2) asks for attributes that the kernel does not have before it
+// believes pages (CAP_AUTO_INVAL_DATA), so that only a mapping may see the old ones for longer then, until that I/O has ended.
+//
+// Names, absent ones too, are taken back by INC_EPOCH, all of the mount at once: the first time that another
+// changes names of a directory of which the kernel has some. From then on names of that directory are asked for each time, until
+// nobody else has changed any for sharedFor. So a directory is private until a recall says otherwise. A kernel before 6.16 keeps no names.
+// INVAL_ENTRY would wait for the directory's lock. The kernel holds that while it waits for the answer to a LOOKUP,
+// CREATE or UNLINK, and the answer may wait for the acknowledgement of another client, and so on in a circle.
+//
+// Pages of a file survive an open, and so does a listing (FOPEN_CACHE_DIR), if the lease of the inode has gone on since the open
+// before, or else if its generation is the same. What this mount changes the kernel has in its pages, and drops listings and attributes by itself.
+// There is no writeback cache: a write(2) reaches the client before it returns; what is written to a mapping reaches it at
+// msync, by the kernel's flusher, or when a recall drops the page.
+//
+// What remains: an INVAL_INODE makes the kernel ignore the answer to a GETATTR that is just on its way, and go on with what it had
+// before; a reader that asks while one change after the other is made may be one behind. After a suspension
+// of the machine the kernel goes on with what is left of maxKernelTTL. INC_EPOCH unmounts whatever is mounted on a directory of
+// this mount, when that is used next (d_invalidate; seen with Linux 6.18): mounts with others on them take --cache-ttl 0. Deadlocks: docs/decisions/016-kernel-caches.md.
 //
 // # Permissions
 //
 // The kernel checks them (default_permissions), by the mode and by the POSIX ACLs
 // that it asks for (CAP_POSIX_ACL). That a file has no access ACL is believed for as long
-// as its attributes. The cluster keeps mode and ACL in step, gives what is made the default ACL
+// as the lease of its attributes goes on. The cluster keeps mode and ACL in step, gives what is made the default ACL
 // of its directory, and applies the umask where there is none (CAP_DONT_MASK): only there
 // both are known at once. Where an access ACL takes set-group-ID away the kernel says so with it
 // (CAP_SETXATTR_EXT, since Linux 5.14).

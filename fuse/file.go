@@ -109,9 +109,9 @@ func (fs *fileSystem) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name s
 	if _, err := fs.install(r, a.Ino, fs.inodes.OpenNew(a, int(openFlags(in.Flags))), in.Flags, &out.OpenOut); err != nil {
 		return r.end(err)
 	}
-	fs.opened.swap(a.Ino, a.Gen)
+	fs.pagesOf(&a)
 	fs.setBare(a.Ino)
-	fs.fillEntry(&out.EntryOut, &a)
+	fs.fillEntry(&out.EntryOut, dir, name, &a)
 	return r.end(nil)
 }
 
@@ -126,9 +126,9 @@ func (fs *fileSystem) Tmpfile(cancel <-chan struct{}, in *gofuse.CreateIn, out *
 	if _, err := fs.install(r, a.Ino, f, in.Flags, &out.OpenOut); err != nil {
 		return r.end(err)
 	}
-	fs.opened.swap(a.Ino, a.Gen)
+	fs.pagesOf(&a)
 	fs.setBare(a.Ino)
-	fs.fillEntry(&out.EntryOut, &a)
+	fs.fillEntry(&out.EntryOut, cfs.Ino(in.NodeId), "", &a)
 	return r.end(nil)
 }
 
@@ -160,35 +160,40 @@ func (fs *fileSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofus
 		fs.metrics.opens.kept.Inc()
 	} else {
 		fs.metrics.opens.dropped.Inc()
-		fs.renewSize(ino)
 	}
 	return r.end(nil)
 }
 
-// renewSize has the kernel ask for the attributes of a file that it opens and that another mount may have changed: the size
-// that it has may be as old as the pages that it drops, and it reads no further.
-func (fs *fileSystem) renewSize(ino cfs.Ino) {
-	if err := fs.kernel.invalInode(ino, -1, 0); err != nil {
-		fs.log.Debug("the kernel keeps attributes that may be old", "ino", uint64(ino), "err", err)
-	}
-}
-
-// unchanged reports that no one has changed ino since this mount opened it last.
+// unchanged reports that the kernel's pages of ino are its content: nobody but this mount has changed it since
+// the mount opened it last.
 func (fs *fileSystem) unchanged(r *request, ino cfs.Ino) bool {
 	a, err := fs.inodes.GetAttr(r, ino)
 	if err != nil {
-		fs.opened.forget(ino)
+		fs.distrustPages(ino)
 		return false
 	}
-	gen, known := fs.opened.swap(ino, a.Gen)
-	return known && gen == a.Gen
+	return fs.pagesOf(&a)
+}
+
+// pagesOf takes note of what the pages will be of that the kernel gets from now on, and reports that those that it
+// has are of that too. What this mount has written is in them.
+func (fs *fileSystem) pagesOf(a *cfs.Attr) bool {
+	mark := fs.mark(a.Ino)
+	gen, known := fs.opened.swap(a.Ino, a.Gen)
+	marked, leased := fs.marks.swap(a.Ino, mark)
+	return known && gen == a.Gen || leased && mark != 0 && marked == mark
+}
+
+func (fs *fileSystem) distrustPages(ino cfs.Ino) {
+	fs.opened.forget(ino)
+	fs.marks.forget(ino)
 }
 
 // distrust has the next open drop the kernel's pages of a file whose writes have
 // failed: they may hold what never arrived.
 func (fs *fileSystem) distrust(h *openFile, err error) {
 	if err != nil {
-		fs.opened.forget(h.ino)
+		fs.distrustPages(h.ino)
 	}
 }
 
@@ -213,6 +218,7 @@ func (fs *fileSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte
 		return nil, r.end(err)
 	}
 	fs.metrics.bytes.read.Add(float64(n))
+	fs.caches.pagesFilled(h.ino)
 	return gofuse.ReadResultData(buf[:n]), r.end(nil)
 }
 

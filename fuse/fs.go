@@ -11,10 +11,6 @@ import (
 )
 
 const (
-	// maxKernelTTL bounds how long the kernel may answer from an entry or attributes without asking.
-	maxKernelTTL = time.Second
-	// maxNegativeTTL is the same for names that do not exist.
-	maxNegativeTTL = 500 * time.Millisecond
 	// preferredIOBytes is st_blksize: stdio and cp size their buffers by it, and each write is a request.
 	preferredIOBytes = 128 << 10
 	nsPerSecond      = int64(time.Second)
@@ -35,17 +31,19 @@ type fileSystem struct {
 	// sees the same, nobody has changed the file since, and the kernel's pages,
 	// filled after that open or written through it, are its content.
 	opened inoTable
-	// bare is until when (nanoseconds after born) a file is taken to have no
+	// marks is the mark of the client's lease of each, then: while it is the same nobody else has changed the file.
+	marks inoTable
+	// bare is the mark of the lease under which a file is known to have no
 	// security.capability, which the kernel asks for at the first write after each
 	// look at the attributes.
 	bare inoTable
 	// plain is the same for system.posix_acl_access, which the kernel asks for where it
 	// checks the permissions of another than the owner.
 	plain inoTable
-	born  time.Time
 
 	lockWaits chan struct{} // a place for each SetLkw
 	kernel    *kernelConn   // nil where nothing is mounted
+	caches    *caches
 
 	owners  owners
 	timeout time.Duration // of an operation; 0: none
@@ -57,29 +55,25 @@ type fileSystem struct {
 }
 
 func newFileSystem(b backend, log *slog.Logger, m *Metrics) *fileSystem {
-	return &fileSystem{
+	fs := &fileSystem{
 		RawFileSystem: gofuse.NewDefaultRawFileSystem(),
 		backend:       b,
 		log:           log,
 		metrics:       m,
-		born:          time.Now(),
 		lockWaits:     make(chan struct{}, maxLockWaits),
 		stop:          make(chan struct{}),
 	}
+	fs.caches = newCaches(fs)
+	return fs
 }
 
 // Init takes note of what the kernel can, before the first request.
 func (fs *fileSystem) Init(s *gofuse.Server) {
 	settings := s.KernelSettings()
 	fs.kernel.minor = settings.Minor
+	fs.caches.kernel, fs.caches.epochs = fs.kernel, fs.kernel.canIncEpoch()
 	fs.setxattrExt = settings.Flags64()&gofuse.CAP_SETXATTR_EXT != 0
 }
-
-// attrTTL is how long the kernel may keep entries and attributes of now, and negativeTTL absent
-// names: no longer than the client's leases last.
-func (fs *fileSystem) attrTTL() time.Duration { return min(max(0, fs.AttrTTL()), maxKernelTTL) }
-
-func (fs *fileSystem) negativeTTL() time.Duration { return min(fs.attrTTL(), maxNegativeTTL) }
 
 // String names the file system in go-fuse's messages.
 func (fs *fileSystem) String() string { return fsName }
@@ -123,12 +117,11 @@ func checkName(name string) error {
 	return nil
 }
 
-// fillEntry makes a the answer to a lookup.
-func (fs *fileSystem) fillEntry(out *gofuse.EntryOut, a *cfs.Attr) {
+// fillEntry makes a, which is behind a name, the answer to a lookup of it.
+func (fs *fileSystem) fillEntry(out *gofuse.EntryOut, dir cfs.Ino, name string, a *cfs.Attr) {
 	out.NodeId = uint64(a.Ino)
-	ttl := fs.attrTTL()
-	out.SetEntryTimeout(ttl)
-	out.SetAttrTimeout(ttl)
+	out.SetEntryTimeout(fs.nameTTL(dir, name, a.Ino))
+	out.SetAttrTimeout(fs.attrTTL(a))
 	fs.fillAttr(&out.Attr, a)
 }
 

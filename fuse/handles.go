@@ -64,6 +64,18 @@ func (h *handles[T]) remove(fh uint64) (T, bool) {
 	return v, ok
 }
 
+// each calls fn with all that is open.
+func (h *handles[T]) each(fn func(T)) {
+	for i := range h.shard {
+		s := &h.shard[i]
+		s.RLock()
+		for _, v := range s.open {
+			fn(v)
+		}
+		s.RUnlock()
+	}
+}
+
 // drain forgets all and returns them.
 func (h *handles[T]) drain() []T {
 	var all []T

@@ -3,7 +3,6 @@ package fuse
 import (
 	"bytes"
 	"strings"
-	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -16,7 +15,7 @@ func (fs *fileSystem) GetAttr(cancel <-chan struct{}, in *gofuse.GetAttrIn, out 
 	r := fs.begin(opGetAttr, cancel, &in.InHeader)
 	a, err := fs.inodes.GetAttr(r, cfs.Ino(in.NodeId))
 	if err == nil {
-		out.SetTimeout(fs.attrTTL())
+		out.SetTimeout(fs.attrTTL(&a))
 		fs.fillAttr(&out.Attr, &a)
 	}
 	return r.end(gone(err))
@@ -29,7 +28,7 @@ func (fs *fileSystem) Statx(cancel <-chan struct{}, in *gofuse.StatxIn, out *gof
 	if err != nil {
 		return r.end(gone(err))
 	}
-	out.SetTimeout(fs.attrTTL())
+	out.SetTimeout(fs.attrTTL(&a))
 	out.Mask = unix.STATX_BASIC_STATS | unix.STATX_BTIME
 	out.Blksize = preferredIOBytes
 	out.Ino, out.Size, out.Blocks = uint64(a.Ino), a.Size, a.Blocks
@@ -65,7 +64,7 @@ func (fs *fileSystem) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out 
 		a, err = fs.inodes.GetAttr(r, ino)
 	}
 	if err == nil {
-		out.SetTimeout(fs.attrTTL())
+		out.SetTimeout(fs.attrTTL(&a))
 		fs.fillAttr(&out.Attr, &a)
 	}
 	return r.end(gone(err))
@@ -148,10 +147,17 @@ func (fs *fileSystem) absence(name string) *inoTable {
 	return nil
 }
 
-// setAbsent takes note that ino lacks an attribute; isAbsent believes it for attrTTL.
-func (fs *fileSystem) setAbsent(t *inoTable, ino cfs.Ino) {
-	if t != nil {
-		t.swap(ino, uint64(time.Since(fs.born)+fs.attrTTL()))
+// mark is that of the lease of ino of now; 0 for none.
+func (fs *fileSystem) mark(ino cfs.Ino) uint64 {
+	_, l := fs.LeasedAttr(ino)
+	return l.Mark
+}
+
+// setAbsent takes note that ino lacks an attribute, under the lease of a mark; isAbsent believes it for as long
+// as that goes on.
+func (fs *fileSystem) setAbsent(t *inoTable, ino cfs.Ino, mark uint64) {
+	if t != nil && mark != 0 {
+		t.swap(ino, mark)
 	}
 }
 
@@ -159,12 +165,12 @@ func (fs *fileSystem) isAbsent(t *inoTable, ino cfs.Ino) bool {
 	if t == nil {
 		return false
 	}
-	until, known := t.get(ino)
-	return known && uint64(time.Since(fs.born)) < until
+	mark, known := t.get(ino)
+	return known && mark == fs.mark(ino)
 }
 
 // setBare takes note that ino, which is new, has no capabilities.
-func (fs *fileSystem) setBare(ino cfs.Ino) { fs.setAbsent(&fs.bare, ino) }
+func (fs *fileSystem) setBare(ino cfs.Ino) { fs.setAbsent(&fs.bare, ino, fs.mark(ino)) }
 
 // GetXAttr copies a value to dest; an empty dest asks for its size alone.
 func (fs *fileSystem) GetXAttr(cancel <-chan struct{}, h *gofuse.InHeader, name string, dest []byte) (uint32, gofuse.Status) {
@@ -177,10 +183,11 @@ func (fs *fileSystem) GetXAttr(cancel <-chan struct{}, h *gofuse.InHeader, name 
 	if fs.isAbsent(lacking, ino) {
 		return 0, r.end(cfs.NoAttr)
 	}
+	mark := fs.mark(ino)
 	value, err := fs.xattrs.GetXattr(r, ino, name)
 	if err != nil {
 		if cfs.KindOf(err) == cfs.NoAttr {
-			fs.setAbsent(lacking, ino)
+			fs.setAbsent(lacking, ino, mark)
 		}
 		return 0, r.end(gone(err))
 	}

@@ -2,7 +2,6 @@ package fuse
 
 import (
 	"encoding/binary"
-	"errors"
 	"os"
 	"sync"
 
@@ -78,7 +77,7 @@ func (k *kernelConn) connected() bool {
 	return err != nil || fds[0].Revents&unix.POLLERR == 0
 }
 
-// notify sends one notification.
+// notify sends one notification; ENOENT says that the kernel knows nothing of what it is about.
 func (k *kernelConn) notify(code int32, body ...[]byte) error {
 	head := make([]byte, outHeaderBytes, outHeaderBytes+64)
 	for _, b := range body {
@@ -92,9 +91,6 @@ func (k *kernelConn) notify(code int32, body ...[]byte) error {
 		return unix.ENODEV
 	}
 	_, err := unix.Write(k.fd, head)
-	if errors.Is(err, unix.ENOENT) {
-		return nil // the kernel knows nothing of it
-	}
 	return os.NewSyscallError("notify the kernel", err)
 }
 

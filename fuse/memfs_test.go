@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/client"
 )
 
 // memFS is a POSIX file system in memory behind the interfaces of this package:
@@ -45,7 +46,7 @@ func newMemFS() *memFS {
 }
 
 func (m *memFS) backend() backend {
-	return backend{namespace: m, inodes: m, xattrs: m, copier: m, tmpfiles: m, locker: &m.locks}
+	return backend{namespace: m, inodes: m, leases: m, xattrs: m, copier: m, tmpfiles: m, locker: &m.locks}
 }
 
 // enter counts a call, runs the hook and takes the lock.
@@ -383,7 +384,25 @@ func (m *memFS) Statfs(context.Context) (cfs.Statfs, error) {
 	return cfs.Statfs{TotalBytes: 4 << 30, FreeBytes: 1 << 30, Inodes: 10}, nil
 }
 
-func (m *memFS) AttrTTL() time.Duration { return m.ttl }
+// LeasedAttr: what has another generation is another's, since the tests change it as others do.
+func (m *memFS) LeasedAttr(ino cfs.Ino) (cfs.Attr, client.Lease) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.nodes[ino]
+	if n == nil {
+		return cfs.Attr{}, client.Lease{}
+	}
+	return n.attr, client.Lease{TTL: m.ttl, Mark: n.attr.Gen + 1}
+}
+
+func (m *memFS) LeasedName(dir cfs.Ino, name string) (cfs.Ino, time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if d := m.nodes[dir]; d != nil {
+		return d.names[name], m.ttl
+	}
+	return 0, 0
+}
 
 func (m *memFS) GetXattr(ctx context.Context, ino cfs.Ino, name string) ([]byte, error) {
 	if err := m.enter(ctx, "getxattr "+name, ino); err != nil {

@@ -67,6 +67,7 @@ type Metrics struct {
 	bytes    struct{ read, written prometheus.Counter }
 	opens    struct{ kept, dropped prometheus.Counter }
 	open     prometheus.Gauge
+	told     [tellEnd]prometheus.Counter
 }
 
 // NewMetrics makes the metrics of a mount and registers them with reg; nil
@@ -88,6 +89,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		open: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "claudefs_fuse_open_files", Help: "Files that the kernel holds open."}),
 	}
+	told := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "claudefs_fuse_notifications_total", Help: "Times that the kernel was told to forget something."}, []string{"what"})
+	for i, name := range tellNamed {
+		m.told[i] = told.WithLabelValues(name)
+	}
 	for i, name := range opNames {
 		m.requests[i] = requests.WithLabelValues(name)
 		m.seconds[i] = seconds.WithLabelValues(name)
@@ -95,7 +101,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.bytes.read, m.bytes.written = bytes.WithLabelValues("read"), bytes.WithLabelValues("written")
 	m.opens.kept, m.opens.dropped = opens.WithLabelValues("kept"), opens.WithLabelValues("dropped")
 	if reg != nil {
-		reg.MustRegister(requests, seconds, bytes, opens, m.errors, m.open)
+		reg.MustRegister(requests, seconds, bytes, opens, told, m.errors, m.open)
 	}
 	return m
 }

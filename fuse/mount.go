@@ -102,6 +102,9 @@ func mount(cfg Config, b backend) (*Server, error) {
 	if err != nil {
 		return nil, cfs.E("mount "+point, cfs.KindOf(err), mountHint(err))
 	}
+	if cfg.Client != nil {
+		cfg.Client.Observe(observerAt(s.fs.caches, cfg.Root))
+	}
 	go func() {
 		defer close(s.done)
 		srv.Serve()

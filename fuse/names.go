@@ -17,13 +17,15 @@ func (fs *fileSystem) Lookup(cancel <-chan struct{}, h *gofuse.InHeader, name st
 		return r.end(err)
 	}
 	a, err := fs.namespace.Lookup(r, cfs.Ino(h.NodeId), name)
-	if ttl := fs.negativeTTL(); cfs.KindOf(err) == cfs.NotFound && ttl > 0 {
-		out.NodeId = 0
-		out.SetEntryTimeout(ttl)
-		return r.end(nil)
+	if cfs.KindOf(err) == cfs.NotFound {
+		if ttl := fs.nameTTL(cfs.Ino(h.NodeId), name, 0); ttl > 0 {
+			out.NodeId = 0
+			out.SetEntryTimeout(ttl)
+			return r.end(nil)
+		}
 	}
 	if err == nil {
-		fs.fillEntry(out, &a)
+		fs.fillEntry(out, cfs.Ino(h.NodeId), name, &a)
 	}
 	return r.end(err)
 }
@@ -39,7 +41,7 @@ func (fs *fileSystem) make(r *request, h *gofuse.InHeader, name string, mode, um
 	a, err := fs.namespace.Create(r, maker(h, umask), cfs.Ino(h.NodeId), name, mode, rdev, target, true)
 	if err == nil {
 		fs.setBare(a.Ino)
-		fs.fillEntry(out, &a)
+		fs.fillEntry(out, cfs.Ino(h.NodeId), name, &a)
 	}
 	return r.end(err)
 }
@@ -84,7 +86,7 @@ func (fs *fileSystem) Link(cancel <-chan struct{}, in *gofuse.LinkIn, name strin
 	}
 	a, err := fs.namespace.Link(r, cred(&in.InHeader), cfs.Ino(in.Oldnodeid), cfs.Ino(in.NodeId), name)
 	if err == nil {
-		fs.fillEntry(out, &a)
+		fs.fillEntry(out, cfs.Ino(in.NodeId), name, &a)
 	}
 	return r.end(err)
 }

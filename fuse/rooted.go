@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/claudefs/claudefs/cfs"
+	"github.com/claudefs/claudefs/client"
 )
 
 // rooted is a backend whose root is a directory below the namespace's: the one place where the number that the
@@ -26,7 +27,7 @@ func rootedAt(b backend, root cfs.Ino) backend {
 		return b
 	}
 	r := rooted{b, root}
-	b.namespace, b.inodes, b.xattrs, b.tmpfiles, b.locker = r, r, r, r, r
+	b.namespace, b.inodes, b.leases, b.xattrs, b.tmpfiles, b.locker = r, r, r, r, r, r
 	return b
 }
 
@@ -99,8 +100,37 @@ func (r rooted) SetAttr(ctx context.Context, cred cfs.Cred, ino cfs.Ino, mask cf
 // Statfs is the whole cluster's: a directory has no limit of its own.
 func (r rooted) Statfs(ctx context.Context) (cfs.Statfs, error) { return r.b.inodes.Statfs(ctx) }
 
-// AttrTTL is that of inodes.
-func (r rooted) AttrTTL() time.Duration { return r.b.inodes.AttrTTL() }
+// LeasedAttr is that of leases.
+func (r rooted) LeasedAttr(ino cfs.Ino) (cfs.Attr, client.Lease) {
+	a, l := r.b.leases.LeasedAttr(r.in(ino))
+	a.Ino = r.out(a.Ino)
+	return a, l
+}
+
+// LeasedName is that of leases: the root is behind no name.
+func (r rooted) LeasedName(dir cfs.Ino, name string) (cfs.Ino, time.Duration) {
+	return r.b.leases.LeasedName(r.in(dir), name)
+}
+
+// rootedObserver is told of the root by the number that the kernel has for it.
+type rootedObserver struct {
+	client.Observer
+	r rooted
+}
+
+// ForgetInode is that of client.Observer.
+func (o rootedObserver) ForgetInode(i cfs.Ino) { o.Observer.ForgetInode(o.r.out(i)) }
+
+// ForgetNames is that of client.Observer.
+func (o rootedObserver) ForgetNames(dir cfs.Ino) { o.Observer.ForgetNames(o.r.out(dir)) }
+
+// observerAt is an observer of a mount whose root is a directory; 0 for the namespace's.
+func observerAt(o client.Observer, root cfs.Ino) client.Observer {
+	if root == 0 || root == cfs.RootIno {
+		return o
+	}
+	return rootedObserver{o, rooted{root: root}}
+}
 
 // Open is that of inodes.
 func (r rooted) Open(ctx context.Context, ino cfs.Ino, flags int) (file, error) {

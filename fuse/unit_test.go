@@ -156,7 +156,7 @@ func TestHotFunctionsDoNotAllocate(t *testing.T) {
 	var entry gofuse.EntryOut
 	fs.opened.swap(5, 1)
 	for name, f := range map[string]func(){
-		"fillEntry":      func() { fs.fillEntry(&entry, &a) },
+		"fillEntry":      func() { fs.fillEntry(&entry, 1, "name", &a) },
 		"handle":         func() { fs.handle(fh) },
 		"inoTable.swap":  func() { fs.opened.swap(5, 1) },
 		"metrics.record": func() { fs.metrics.record(opRead, 1000, 0) },

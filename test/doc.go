@@ -5,6 +5,8 @@
 //	cluster_test.go   every size of file, each node killed in turn, all killed at once
 //	corrupt_test.go   bytes of live shards flipped on the devices
 //	mounts_test.go    two mounts; the leader killed under writes
+//	coherence_test.go what one mount changes the other sees at once: every pair of a change and a look
+//	stress_test.go    two mounts work in the same directories, and none comes to a halt
 //	model_test.go     random operations; versions_test.go is what they may leave behind
 //	chaos_test.go     the model while nodes, devices and mounts die; the life of devices
 //	bits_test.go      bits flipped all over a device

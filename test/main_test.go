@@ -40,6 +40,12 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if dir := os.Getenv(stressEnv); dir != "" {
+		if err := stress(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+		os.Exit(1) // it goes on until it is killed
+	}
 	os.Exit(runAll(m))
 }
 

@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	// defaultCacheTTL bounds how long what one mount sees may be behind another's changes.
+	// defaultCacheTTL bounds how long the kernel answers from what it knows without asking the daemon.
 	defaultCacheTTL = time.Second
 	// closeTimeout bounds the last flush of a daemon that is told to end.
 	closeTimeout = time.Minute
@@ -79,7 +79,7 @@ func newMountCmd() *cobra.Command {
 func (f *mountFlags) add(fl *pflag.FlagSet) {
 	fl.StringSliceVar(&f.servers, "server", nil, "HOST:PORT of servers, or unix:PATH; one that answers is enough")
 	fl.StringVar(&f.clusterID, "cluster-id", "", "refuse any other cluster (default: whatever the server belongs to)")
-	fl.DurationVar(&f.cacheTTL, "cache-ttl", defaultCacheTTL, "how long names and attributes may be answered from the cache")
+	fl.DurationVar(&f.cacheTTL, "cache-ttl", defaultCacheTTL, "how long the kernel may answer without asking; 0: never")
 	fl.DurationVar(&f.timeout, timeoutFlag, defaultTimeout, "how long to wait for a server; where it is given, operations that wait longer for the cluster fail with EIO (otherwise they wait until it is back)")
 	fl.StringVar(&f.path, "path", "/", "mount this directory of the cluster")
 	fl.StringVar(&f.source, "source", "", "what mount(8) and df(1) show")
