@@ -12,6 +12,8 @@ const (
 	// Flags is the umask, which a default ACL of Dir takes the place of. With Hold and without a Name it
 	// makes a file that has no name and that the session holds (O_TMPFILE); OpLink may give it its first
 	// one unless it is Exclusive.
+	// With Ino it takes that number, one of those that OpGrantInos gave the session, which uses them in rising order;
+	// the session must have the exclusive lease of Dir, else it is NoLease.
 	OpCreate OpKind = iota + 1
 	// OpLink adds a name to an inode {Ino, Dir, Name}.
 	OpLink
@@ -84,6 +86,9 @@ const (
 	// OpSetReplica records which data a member has its replica by {Node: ID, Value: its name of 16 bytes, then names
 	// that it had before}. Where the recorded name is none of them it is Conflict; of no member it is NotFound.
 	OpSetReplica
+	// OpGrantInos gives the session inode numbers to make things in Dir's partition by {Dir, Index: how many}; the
+	// first is Result.Attr.Ino.
+	OpGrantInos
 
 	opKindEnd
 )
@@ -92,7 +97,9 @@ const (
 func (k OpKind) Valid() bool { return k >= OpCreate && k < opKindEnd }
 
 // OfLeader reports that k is an operation that the leader proposes, without a session.
-func (k OpKind) OfLeader() bool { return k >= OpReap && k != OpSurrender && k != OpLock }
+func (k OpKind) OfLeader() bool {
+	return k >= OpReap && k != OpSurrender && k != OpLock && k != OpGrantInos
+}
 
 // Rename flags, as in linux/fs.h.
 const (
@@ -144,6 +151,9 @@ type Op struct {
 	// Lease asks OpCreate for the exclusive lease of what it makes; the other operations on an inode
 	// are then made under it and are NoLease without it.
 	Lease bool
+	// AtNS is when the session made a change that it has kept back, under the exclusive lease of what it changed; 0: the
+	// command's time.
+	AtNS int64
 	// Holds are other sessions that have the inode open whose last name OpUnlink or OpRename takes.
 	// The leader fills it in.
 	Holds []SessionID

@@ -8,6 +8,7 @@ var opNames = [opKindEnd]string{
 	OpSetGroups: "set_groups", OpFeedDone: "feed_done", OpFillDone: "fill_done", OpDropGroups: "drop_groups", OpSetJob: "set_job",
 	OpSurrender: "surrender", OpLock: "lock", OpSetConsumer: "set_consumer", OpDropConsumer: "drop_consumer", OpRemoveNode: "remove_node",
 	OpSetCA: "set_ca", OpAddToken: "add_token", OpUseToken: "use_token", OpRevoke: "revoke", OpSetReplica: "set_replica",
+	OpGrantInos: "grant_inos",
 }
 
 // String is the operation's name, "unknown" for none of this version.

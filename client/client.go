@@ -49,6 +49,10 @@ type Config struct {
 	NoAtime     bool          // the times of readings are not kept
 	Logger      *slog.Logger
 	WireMetrics *wire.Metrics
+	// WriteBehind has what is done to the names of a directory that this client owns committed after the call has
+	// returned, in order, as soon as the cluster takes it; fsync of the file or of the directory waits for that. Without it
+	// every name is durable when the call returns.
+	WriteBehind bool
 	Boot        func() int64 // CLOCK_BOOTTIME in nanoseconds, by which leases lapse; nil: the system's
 	TLS         *wire.TLS    // of TCP connections; nil: they are not encrypted
 }
@@ -92,6 +96,7 @@ type Client struct {
 	inodes   inodeTable
 	combiner combiner
 	removals removals
+	behind   behind
 	crowded  chan struct{} // more inodes are owned than may stay so
 	accesses accesses
 
@@ -146,7 +151,7 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 		cfg: cfg, log: cfg.Logger,
 		cache: newCache(), memory: newMemory(cfg.MemoryBytes), leases: newLeases(cfg.Boot), crowded: make(chan struct{}, 1),
 		commands: make(chan struct{}, maxCommands), puts: make(chan struct{}, maxPuts),
-		mapping: newTurn(), opening: newTurn(), locks: newLockTable(),
+		mapping: newTurn(), opening: newTurn(), locks: newLockTable(), behind: newBehind(cfg.WriteBehind),
 		hedging: newHedging(), patience: maxUnreadable, forSpace: spaceWait, reports: newReports(),
 	}
 	dial := wire.DialConfig{Hello: wire.Identity{ClusterID: cfg.ClusterID, Name: cfg.Name}, Metrics: cfg.WireMetrics, TLS: c.wary(cfg.TLS)}
@@ -166,6 +171,9 @@ func New(ctx context.Context, cfg Config) (*Client, error) {
 		c.data.Close()
 		dial.Hello.ClusterID = c.ClusterID()
 		c.meta, c.data = wire.NewPool(dial, 1), wire.NewPool(dial, dataConns)
+	}
+	if cfg.WriteBehind {
+		c.peekIno(c.session.Load()) // asks for some
 	}
 	c.wg.Go(c.heartbeats)
 	c.wg.Go(c.watchLeases)

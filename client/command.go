@@ -53,6 +53,11 @@ func (c *Client) bounded(ctx context.Context) (context.Context, context.CancelFu
 // doIn carries out a command in a session, and replaces the session when it is
 // gone. unsure says that an attempt before the last may have been carried out too.
 func (c *Client) doIn(ctx context.Context, s *session, cred cfs.Cred, ops []cfs.Op) (res []cfs.Result, unsure bool, err error) {
+	leave, err := c.enter(ctx, ops)
+	if err != nil {
+		return nil, false, err
+	}
+	defer func() { leave() }()
 	select {
 	case c.commands <- struct{}{}:
 	case <-ctx.Done():
@@ -69,7 +74,8 @@ func (c *Client) doIn(ctx context.Context, s *session, cred cfs.Cred, ops []cfs.
 	reply, unsure, err := c.send(ctx, cmd)
 	s.seqs.settle(seq)
 	if err != nil {
-		c.fence(s, seq, ch)
+		c.fence(s, seq, ch, leave)
+		leave = func() {}
 		return nil, unsure, err
 	}
 	c.ended(ch, reply)
@@ -104,13 +110,15 @@ func (c *Client) ended(ch *change, reply *cfs.Reply) {
 
 // fence ends a change of which it is not known whether it has taken effect: once a later command
 // has told the cluster that its sequence is done with, it never will. Until then
-// what it was to change is no answer from the cache.
-func (c *Client) fence(s *session, seq uint64, ch *change) {
+// what it was to change is no answer from the cache, and nothing of it is left by leave.
+func (c *Client) fence(s *session, seq uint64, ch *change, leave func()) {
 	if c.ctx.Err() != nil || ch.empty() {
+		leave()
 		return
 	}
 	ch.doubt(1)
 	c.wg.Go(func() {
+		defer leave()
 		for s.low.Load() <= seq && c.ctx.Err() == nil && c.session.Load() == s {
 			sleep(c.ctx, fenceAfter)
 			ctx, cancel := context.WithTimeout(c.ctx, metaAttempt)
@@ -187,6 +195,9 @@ func (c *Client) askLeased(ctx context.Context, q *cfs.Query) (*cfs.Answer, gran
 func (c *Client) ask(ctx context.Context, q *cfs.Query) (*cfs.Answer, error) {
 	ctx, cancel := c.bounded(ctx)
 	defer cancel()
+	if err := c.await(ctx, q.Kind == cfs.QueryStatfs, q.Ino, q.Dir); err != nil {
+		return nil, err
+	}
 	var pb wirepb.Answer
 	if _, err := c.toLeader(ctx, wire.OpQuery, wire.QueryToPB(q), &pb); err != nil {
 		return nil, err

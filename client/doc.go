@@ -14,6 +14,7 @@
 //	cache.go      attributes, names and values under leases; listing.go whole directories
 //	change.go     what a command of our own does to them
 //	namespace.go  what does not concern file data
+//	behind.go     the queue of names that are committed behind; make.go what is made so, unmake.go removed
 //	table.go      the inodes that are open, owned or not committed
 //	removal.go    an open against the end of what is opened
 //	inode.go      the state that all handles of one inode share
@@ -35,9 +36,9 @@
 //
 // # Lock order
 //
-// A shard of the inode table, then inode.mu, then the locks of a cache's shard, leases, combiner,
+// behind.making, a shard of the inode table, then inode.mu, then behind.mu, then the locks of a cache's shard, leases, combiner,
 // layout, memory, removals and lockTable, which call nothing; of the cache's shards one at a time. Of a read's locks, hedge.mu comes before stripeRead.mu, and that
-// before layout's. No lock is held across a network call, but four: lockOwner.turn puts the
+// before layout's. A directory's inode.mu comes before that of what is made in it, which nobody else knows yet. No lock is held across a network call, but four: lockOwner.turn puts the
 // lock commands of an owner in sequence, and is taken alone; inode.order puts
 // the operations that need an inode without dirty data (truncate, allocate) in
 // sequence with its flushes, and is taken before inode.mu; Client.mapping and
@@ -63,7 +64,14 @@
 // What this client creates it owns: nobody else sees or changes it without asking. The changes that follow
 // stay in memory, and close does not commit them: another's question does, or fsync, or 5 s, or the need for
 // memory, or the end of the mount. The names of a directory that is owned are answered from memory;
-// to make and remove them is durable when the call returns. What is closed is given up with its commit.
+// without Config.WriteBehind to make and remove them is durable when the call returns. What is closed is given up with its
+// commit.
+//
+// With WriteBehind what is made in an owned directory is made in memory, under an inode number that the session has got
+// ahead, as owned files are removed there, and committed in order by a queue that never waits. Its loss with this process is what POSIX allows before
+// fsync: of the file, or of the directory (Dir.Sync). Everybody else sees it as done: whoever asks for the directory has it
+// surrendered, which comes after the queue, as does every other command or query of this client that names what
+// is pending. What the cluster refuses, or the end of the session takes, its handles tell, and the next Dir.Sync.
 //
 // What is above the client may keep an answer for as long as LeasedAttr or LeasedName says, and is told (Observer) when a lease is recalled,
 // when all are void, and before an exclusive lease is surrendered: invalidate, drain, commit, acknowledge. What is given up

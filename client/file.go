@@ -122,6 +122,9 @@ func (f *File) Sync(ctx context.Context) error {
 	if err := f.n.flush(ctx); err != nil {
 		return err
 	}
+	if err := f.c.await(ctx, false, f.n.ino); err != nil { // its name, where nothing was written
+		return err
+	}
 	return f.n.failedSince(&f.told)
 }
 

@@ -46,6 +46,7 @@ type inode struct {
 	wroteNS    int64         // the last write, whatever the times have been set to since
 	moved      chan struct{} // closed and replaced when chunks or folded changes leave, or the ownership does
 	extents    extentCache
+	naming     naming
 	owning
 }
 
@@ -72,7 +73,7 @@ func (n *inode) observeLocked(a cfs.Attr) {
 	if a.Gen == n.attr.Gen {
 		n.attr.AtimeNS = max(n.attr.AtimeNS, a.AtimeNS) // which reading alone leaves the generation
 	}
-	if a.Gen <= n.attr.Gen {
+	if a.Gen <= n.attr.Gen || n.naming.queued > 0 {
 		return
 	}
 	n.attr = a
@@ -99,6 +100,7 @@ func (n *inode) overlay(a cfs.Attr) cfs.Attr {
 
 func (n *inode) overlayLocked() cfs.Attr {
 	a := n.attr
+	n.naming.apply(&a)
 	n.sent.apply(&a)
 	n.pend.apply(&a)
 	a.Size = n.sizeLocked()
@@ -138,7 +140,7 @@ func (n *inode) dirtyLocked() bool {
 func (n *inode) kept() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return n.own != ownNone || n.dirtyLocked()
+	return n.own != ownNone || n.naming.queued > 0 || n.dirtyLocked()
 }
 
 // failedSince is the failure of a put or commit that a handle, which has told of

@@ -9,7 +9,7 @@ import (
 // Bounds of what is known of whole directories.
 const (
 	maxListed    = 16 << 10 // names of one
-	maxListings  = 4        // of each shard of the cache
+	maxListings  = 16       // of each shard of the cache
 	maxListedAll = 1 << 20  // names of all
 )
 

@@ -41,6 +41,9 @@ func (c *Client) cachedName(dir cfs.Ino, name string) (cfs.Ino, bool) {
 func (c *Client) keptName(dir cfs.Ino, name string) (i cfs.Ino, until int64) {
 	st := c.leases.state.Load()
 	owned := c.owns(dir)
+	if !owned && c.behind.concerns(dir) {
+		return 0, 0 // it is being given up: the leader is asked when it knows
+	}
 	if i, ok, changing := c.cache.name(dir, name, st.era); ok && !owned {
 		return i, st.until
 	} else if changing && !owned {
@@ -75,7 +78,7 @@ func (c *Client) keptAttr(i cfs.Ino) (a cfs.Attr, era uint64, until int64) {
 		}
 	}
 	a, ok := c.cache.attr(i, st.era)
-	if !ok {
+	if !ok || c.behind.concerns(i) {
 		return cfs.Attr{}, 0, 0
 	}
 	if n != nil {
@@ -170,6 +173,9 @@ func (c *Client) Create(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name st
 	if target != "" {
 		op.Value = []byte(target)
 	}
+	if a, ok, err := c.createBehind(ctx, cred, op); ok || err != nil {
+		return a, err
+	}
 	s := c.session.Load()
 	g := c.grantOf(s)
 	a, err := c.entryOp(ctx, cred, op)
@@ -253,6 +259,9 @@ func (c *Client) entryOp(ctx context.Context, cred cfs.Cred, op cfs.Op) (cfs.Att
 // Unlink removes a name that is not a directory. An inode that this client has
 // open stays until it is closed.
 func (c *Client) Unlink(ctx context.Context, cred cfs.Cred, dir cfs.Ino, name string) error {
+	if ok, err := c.unlinkBehind(ctx, cred, dir, name); ok || err != nil {
+		return err
+	}
 	return c.removal(ctx, cred, cfs.Op{Kind: cfs.OpUnlink, Dir: dir, Name: name})
 }
 
@@ -365,6 +374,7 @@ func (c *Client) changeXattr(ctx context.Context, cred cfs.Cred, op cfs.Op) erro
 			return err
 		}
 	}
+	defer c.changesACL(op.Ino, op.Name)()
 	_, err := c.change(ctx, cred, op)
 	return err
 }

@@ -353,6 +353,10 @@ func (n *inode) isGone() bool {
 func (n *inode) vanish(held bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.vanishLocked(held)
+}
+
+func (n *inode) vanishLocked(held bool) {
 	n.gone = true
 	if held {
 		n.orphan.Store(true)
@@ -484,6 +488,7 @@ func (c *Client) disownOldest() {
 
 // flushAll commits all and gives up all that is owned. The error is the first that a commit met.
 func (c *Client) flushAll(ctx context.Context) error {
+	first := c.await(ctx, true)
 	all := c.inodes.all()
 	for i := range all {
 		n := c.open(all[i].ino) // so that a failure is told here; it may be another by now
@@ -491,7 +496,6 @@ func (c *Client) flushAll(ctx context.Context) error {
 		n.leave()
 		n.sealAll()
 	}
-	var first error
 	for _, n := range all {
 		err := n.flush(ctx)
 		if err == nil {

@@ -36,6 +36,10 @@ func (c *Client) recall(epoch uint64, r *wirepb.Recall) {
 			c.wg.Go(func() { c.releaseLater(i) })
 		}
 	case wire.RecallReport:
+		if c.behind.concerns(i) { // what is told of it must not be lost any more
+			c.wg.Go(func() { c.reportFor(epoch, i, ack) })
+			return
+		}
 		a, ok := c.ownedAttr(i)
 		if !ok { // the reply that would make it ours is not here yet, or it is being given back
 			c.surrenderFor(epoch, i, ack)
@@ -56,6 +60,20 @@ func (c *Client) recall(epoch uint64, r *wirepb.Recall) {
 		c.above(above)
 		c.leases.acknowledge(epoch, ack)
 	})
+}
+
+// reportFor reports the attributes of an inode when all that was done to names of it is durable.
+func (c *Client) reportFor(epoch uint64, i cfs.Ino, ack *wirepb.Ack) {
+	if c.await(c.ctx, false, i) != nil {
+		return
+	}
+	a, ok := c.ownedAttr(i)
+	if !ok {
+		c.surrenderFor(epoch, i, ack)
+		return
+	}
+	ack.Kind, ack.Attr = uint32(wire.AckReport), wire.AttrToPB(&a)
+	c.leases.acknowledge(epoch, ack)
 }
 
 // surrenderFor gives up the exclusive lease of an inode and acknowledges that. It takes a command:

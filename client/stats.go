@@ -10,7 +10,7 @@ import (
 type Stats struct {
 	shardsFetched, bytesFetched, inlineBytesFetched, shardsReconstructed, crcFailures atomic.Uint64
 	hedges, hedgeWins, shardsReported, wholeStripes, bytesCopied                      atomic.Uint64
-	shardsPut, bytesPut, putRetries, commits                                          atomic.Uint64
+	shardsPut, bytesPut, putRetries, commits, behindCommands, behindOps               atomic.Uint64
 	restripedWindows, restripedBytes, restripeConflicts, restripeFailures             atomic.Uint64
 	forgetsLate                                                                       atomic.Uint64
 }
@@ -77,6 +77,8 @@ func (s *Stats) Register(reg prometheus.Registerer) {
 		{"restripe_conflicts_total", "Ranges left for later because they changed at the same time.", &s.restripeConflicts},
 		{"restripe_failures_total", "Failures that restriping went on after.", &s.restripeFailures},
 		{"forgets_late_total", "Recalls acknowledged before what is above the client had forgotten all.", &s.forgetsLate},
+		{"name_operations_behind_total", "Operations on names that were done in memory first.", &s.behindOps},
+		{"name_commands_behind_total", "Commands that committed them.", &s.behindCommands},
 		{"commits_total", "Commands that committed extents.", &s.commits},
 	} {
 		reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Namespace: "claudefs", Subsystem: "client", Name: m.name, Help: m.help},

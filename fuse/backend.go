@@ -66,11 +66,12 @@ type file interface {
 
 // directory is one listing; position 0 is the first name, . and .. not counted.
 // A position means the same name for as long as the listing is open.
-// Rewind makes the next read of position 0 see what is there then.
+// Rewind makes the next read of position 0 see what is there then. Sync returns when the changes of names are durable.
 type directory interface {
 	At(ctx context.Context, pos uint64) (cfs.Dirent, bool, error)
 	Rewind()
 	Parent() cfs.Ino
+	Sync(ctx context.Context) error
 }
 
 // copier copies between open files, both of its own, without moving bytes through

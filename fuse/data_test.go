@@ -277,6 +277,13 @@ func TestSyncs(t *testing.T) {
 	if m.count("sync") != 1 {
 		t.Errorf("%d syncs after fsync", m.count("sync"))
 	}
+	d, err := os.Open(dir)
+	check(t, err)
+	check(t, d.Sync())
+	check(t, d.Close())
+	if m.count("syncdir") != 1 {
+		t.Errorf("%d syncs of the directory after fsync", m.count("syncdir"))
+	}
 	check(t, f.Close())
 	if m.count("flush") != 1 {
 		t.Errorf("%d flushes after close", m.count("flush"))

@@ -142,7 +142,12 @@ func (fs *fileSystem) ReleaseDir(in *gofuse.ReleaseIn) {
 	r.end(nil)
 }
 
-// FsyncDir has nothing to do: names are durable before the call that changed them returned.
+// FsyncDir makes what was done to the names of a directory durable.
 func (fs *fileSystem) FsyncDir(cancel <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
-	return fs.begin(opFsyncDir, cancel, &in.InHeader).end(nil)
+	r := fs.begin(opFsyncDir, cancel, &in.InHeader)
+	d, ok := fs.dirs.get(in.Fh)
+	if !ok {
+		return r.end(cfs.Errorf("fsync", cfs.Closed, "handle %d", in.Fh))
+	}
+	return r.end(d.listing.Sync(r))
 }

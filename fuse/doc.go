@@ -73,6 +73,12 @@
 // are cleared here: where a write, truncation or opening truncation says so,
 // and at every change of owner.
 //
+// # Durability
+//
+// What is written is durable when fsync(2) returns, and a name that was made in a directory which the mount owns (one that it
+// has made, while nobody else asks for it) when fsync of the file or of the directory does; everywhere else, and with
+// --sync-names, when the call that made it returns. A mount that is killed loses only what was not synced, the newest first.
+//
 // # Interrupts
 //
 // The kernel sends INTERRUPT for any signal, and an answer of EINTR reaches

@@ -504,6 +504,14 @@ type memDir struct {
 
 func (d *memDir) Parent() cfs.Ino { return cfs.RootIno }
 
+func (d *memDir) Sync(ctx context.Context) error {
+	if err := d.m.enter(ctx, "syncdir", d.n.attr.Ino); err != nil {
+		return err
+	}
+	d.m.mu.Unlock()
+	return nil
+}
+
 func (d *memDir) Rewind() {
 	d.m.mu.Lock()
 	defer d.m.mu.Unlock()

@@ -47,7 +47,7 @@ func (f *found) op(i int) {
 		f.put(op.Dir, op.Name, cfs.Attr{})
 	case cfs.OpRename:
 		f.inode(op, op.Dir)
-		if op.NewDir != op.Dir {
+		if op.NewDir != op.Dir && !op.Lease { // with Lease the machine fences both
 			f.inode(op, op.NewDir)
 		}
 		src, dst := f.name(op.Dir, op.Name), f.name(op.NewDir, op.NewName)

@@ -237,6 +237,7 @@ func (l *leases) begin(ctx context.Context, c *cfs.Command, body []byte) (*chang
 	if len(keys) == 0 || planted.Is(planted.LeaseIgnored) {
 		return nil, body, nil
 	}
+	ch.Owner = namesOwned(c)
 	l.mu.Lock()
 	l.t.Begin(&ch.Change, c.Session, look, keys, l.now())
 	l.mu.Unlock()
@@ -307,7 +308,7 @@ func (l *leases) ownedByNoOther(c *cfs.Command) bool {
 	for i := range c.Ops {
 		switch op := &c.Ops[i]; {
 		case op.Kind == cfs.OpCreate:
-			if !op.Exclusive || !free(op.Dir) {
+			if _, fenced := fsm.Fenced(op); !op.Exclusive || !fenced && !free(op.Dir) {
 				return false
 			}
 		case op.Kind == cfs.OpLink:
@@ -412,6 +413,19 @@ func changeKeys(keys []lease.Key, c *cfs.Command) (all []lease.Key, look bool) {
 		}
 	}
 	return keys, look
+}
+
+// namesOwned reports that a command changes names only under exclusive leases, which the machine makes sure of.
+func namesOwned(c *cfs.Command) bool {
+	for i := range c.Ops {
+		switch op := &c.Ops[i]; op.Kind {
+		case cfs.OpCreate, cfs.OpLink, cfs.OpUnlink, cfs.OpRmdir, cfs.OpRename:
+			if dir, ok := fsm.Fenced(op); !ok || dir != op.Dir {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // behind looks at the state for what a command changes.

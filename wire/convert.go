@@ -180,7 +180,7 @@ func opToPB(o cfs.Op) *wirepb.Op {
 		Epochs:    list(o.Epochs, func(e cfs.PGEpoch) *wirepb.PGEpoch { return &wirepb.PGEpoch{Pg: uint32(e.PG), Epoch: uint32(e.Epoch)} }),
 		Exclusive: o.Exclusive, Hold: o.Hold, KeepSize: o.KeepSize, Sess: uint64(o.Sess),
 		Groups: list(o.Groups, groupToPB), MapVersion: o.MapVersion,
-		Lease: o.Lease, Holds: list(o.Holds, func(s cfs.SessionID) uint64 { return uint64(s) }), Lock: lockToPB(o.Lock),
+		Lease: o.Lease, AtNs: o.AtNS, Holds: list(o.Holds, func(s cfs.SessionID) uint64 { return uint64(s) }), Lock: lockToPB(o.Lock),
 		Index: o.Index, Ca: caToPB(&o.CA), Token: TokenToPB(&o.Token), Enrolled: enrolledToPB(o.Enrolled),
 	}
 	m.Name, m.NewName = nameToPB(o.Name), nameToPB(o.NewName)
@@ -214,7 +214,7 @@ func (r *refusal) operation(m *wirepb.Op) cfs.Op {
 		}),
 		Exclusive: m.GetExclusive(), Hold: m.GetHold(), KeepSize: m.GetKeepSize(), Sess: cfs.SessionID(m.GetSess()),
 		Groups: list(m.GetGroups(), r.group), MapVersion: m.GetMapVersion(),
-		Lease: m.GetLease(), Holds: list(m.GetHolds(), func(s uint64) cfs.SessionID { return cfs.SessionID(s) }), Lock: r.lock(m.GetLock()),
+		Lease: m.GetLease(), AtNS: m.GetAtNs(), Holds: list(m.GetHolds(), func(s uint64) cfs.SessionID { return cfs.SessionID(s) }), Lock: r.lock(m.GetLock()),
 		Index: m.GetIndex(), CA: r.ca(m.GetCa()), Token: r.token(m.GetToken()), Enrolled: r.enrolled(m.GetEnrolled()),
 	}
 	o.Kind = cfs.OpKind(r.narrow8("operation kind", m.GetKind()))

@@ -41,6 +41,7 @@ type mountFlags struct {
 	metrics    string
 	logFile    string
 	logLevel   string
+	syncNames  bool
 	foreground bool
 	readyFD    int
 	source     string // as it is shown; empty: made of servers and path
@@ -86,6 +87,7 @@ func (f *mountFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.metrics, "metrics", "", "HOST:PORT to serve /metrics on (default: nowhere)")
 	fl.StringVar(&f.logFile, "log-file", "", "append the daemon's log to this file (default: standard error with --foreground, else nowhere)")
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	fl.BoolVar(&f.syncNames, "sync-names", false, "names are durable when the call that makes, moves or removes them returns, without fsync")
 	fl.BoolVar(&f.foreground, "foreground", false, "serve the mount from this process instead of a daemon")
 	f.identity.add(fl)
 	f.identity.addToken(fl)
@@ -243,7 +245,8 @@ func (f *mountFlags) serve(ctx context.Context, point string, log *slog.Logger, 
 	connect, cancel := context.WithTimeout(ctx, f.timeout)
 	defer cancel()
 	cl, err := client.New(connect, client.Config{
-		Servers: f.servers, ClusterID: f.clusterID, Name: pki.ThisMachine() + ":" + point, CacheTTL: f.cacheTTL, NoAtime: f.options.NoAtime,
+		Servers: f.servers, ClusterID: f.clusterID, Name: pki.ThisMachine() + ":" + point, CacheTTL: f.cacheTTL,
+		NoAtime: f.options.NoAtime, WriteBehind: !f.syncNames,
 		Logger: log.With("part", "client"), WireMetrics: wire.NewMetrics(reg), TLS: tlsOf(f.store),
 	})
 	if err != nil {

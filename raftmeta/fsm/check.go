@@ -107,7 +107,7 @@ func u64of(b []byte) uint64 { return binary.BigEndian.Uint64(b) }
 func u32of(b []byte) uint32 { return binary.BigEndian.Uint32(b) }
 
 // prefixes are all there are, in order.
-const prefixes = "ACDEFGHIJKLMNPQRSTUVXZchklq"
+const prefixes = "ACDEFGHIJKLMNPQRSTUVXZchiklq"
 
 // strays looks for keys that nothing reads.
 func (c *checker) strays() {
@@ -373,6 +373,13 @@ func (c *checker) belongings() {
 	c.sized(prefixEnded, 9, func(k, _ []byte) {
 		if u64of(k[1:]) >= c.marks[markNextSession] {
 			c.bad("session %d has ended before it began", u64of(k[1:]))
+		}
+	})
+	c.sized(prefixInos, 9, func(k, v []byte) {
+		id := cfs.SessionID(u64of(k[1:]))
+		rs, ok := decodeInos(v)
+		if !ok || c.sessions[id] == nil || rs[len(rs)-1].end.Counter() > c.marks[markNextIno] {
+			c.bad("numbers %x of session %d are broken, of no session, or not given yet", v, id)
 		}
 	})
 	c.sized(prefixReply, 17, func(k, v []byte) {

@@ -58,6 +58,7 @@ func sound(t *testing.T) *harness {
 		h.do(s3)
 	}
 	h.do(0, cfs.Op{Kind: cfs.OpExpireSession, Sess: s3})
+	h.do(s, cfs.Op{Kind: cfs.OpGrantInos, Dir: 1, Index: 10}, cfs.Op{Kind: cfs.OpGrantInos, Dir: 1, Index: 1})
 	out := cfs.MakeDeviceID(1, 0)
 	h.do(0, cfs.Op{Kind: cfs.OpSetDevice, Device: testDevice(out, cfs.StateOut)},
 		cfs.Op{Kind: cfs.OpSetJob, Job: cfs.Job{Device: out, Kind: cfs.JobRebuild, State: cfs.JobRunning}})
@@ -105,7 +106,7 @@ func TestCheckFindsEveryLostRow(t *testing.T) {
 	h := sound(t)
 	// These say nothing that another row says as well.
 	alone := func(k []byte) bool {
-		return strings.ContainsRune("MNRXJPc", rune(k[0])) || bytes.Equal(k, markKey(markCluster)) || bytes.Equal(k, markKey(markApplied)) ||
+		return strings.ContainsRune("MNRXJPci", rune(k[0])) || bytes.Equal(k, markKey(markCluster)) || bytes.Equal(k, markKey(markApplied)) ||
 			bytes.Equal(k, markKey(markStamp)) || bytes.Equal(k, markKey(markMapVersion))
 	}
 	unused := map[cfs.DeviceID]bool{} // devices that no group names
@@ -199,6 +200,9 @@ func TestCheckFindsPlantedFaults(t *testing.T) {
 		want  string
 	}{
 		{"a reference too many", changeStripe(2, func(s *stripe) { s.refs++ }), "1 references of 0 bytes that no extent makes"},
+		{"numbers that were not given", func(x *tx) {
+			x.set(inosKey(1), encodeInos([]inoRange{{1, cfs.MakeIno(0, 0, x.mark(markNextIno)+1)}}))
+		}, "are broken, of no session, or not given yet"},
 		{"a reference too few", changeStripe(2, func(s *stripe) { s.refs-- }), "-1 references"},
 		{"live bytes", changeStripe(2, func(s *stripe) { s.live += 7 }), "0 references of 7 bytes"},
 		{"length", changeStripe(2, func(s *stripe) { s.len++ }), "says 4096 bytes of stripe"},

@@ -46,6 +46,7 @@
 //	Z session counter pg     stripe without references, at or above its session's floor
 //	c name                   consumer of the journal: what it still needs
 //	h session ino            the holds of a session
+//	i session                inode numbers that a session may use
 //	k session ino kind owner start
 //	                         the locks of a session
 //	l what id                locks of a session (1) or inode (2) that is gone, to be removed

@@ -32,6 +32,7 @@ const (
 	prefixZero      = 'Z'
 	prefixReader    = 'c'
 	prefixHeldBy    = 'h'
+	prefixInos      = 'i'
 	prefixLockedBy  = 'k'
 	prefixLockQueue = 'l'
 	prefixEnded     = 'q'
@@ -126,6 +127,7 @@ func holdKey(i cfs.Ino, s cfs.SessionID) []byte { return key2(prefixHold, uint64
 
 func heldByKey(s cfs.SessionID, i cfs.Ino) []byte { return key2(prefixHeldBy, uint64(s), uint64(i)) }
 
+func inosKey(s cfs.SessionID) []byte              { return key1(prefixInos, uint64(s)) }
 func replyKey(s cfs.SessionID, seq uint64) []byte { return key2(prefixReply, uint64(s), seq) }
 
 func changeKey(index uint64, n uint32) []byte {

@@ -175,7 +175,12 @@ func (t *tx) run(cmd *cfs.Command, reply *cfs.Reply) (cfs.Kind, uint16) {
 		return cfs.TooBig, 0
 	}
 	reply.Results = make([]cfs.Result, len(cmd.Ops))
+	now := t.now
+	defer func() { t.now = now }()
 	for i := range cmd.Ops {
+		if t.now = cmd.Ops[i].AtNS; t.now == 0 {
+			t.now = now
+		}
 		if k := t.op(&cmd.Ops[i], &reply.Results[i]); k != cfs.KindOK {
 			return k, uint16(i)
 		}
@@ -217,6 +222,7 @@ var carriers = [...]func(t *tx, op *cfs.Op, res *cfs.Result) cfs.Kind{
 	cfs.OpSetCA:         func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.setCA(&op.CA, op.Enrolled) },
 	cfs.OpAddToken:      func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.addToken(&op.Token) },
 	cfs.OpUseToken:      func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.useToken(&op.Token, op.Enrolled) },
+	cfs.OpGrantInos:     (*tx).grantInos,
 	cfs.OpRevoke:        func(t *tx, op *cfs.Op, _ *cfs.Result) cfs.Kind { return t.revoke(op.Name) },
 }
 

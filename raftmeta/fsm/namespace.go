@@ -150,7 +150,12 @@ func (t *tx) newInode(op *cfs.Op, dir *inode) (*inode, cfs.Kind) {
 		n.Owner = t.sess
 	}
 	counter := t.mark(markNextIno)
-	n.Ino = cfs.MakeIno(dir.Ino.Site(), dir.Ino.Partition(), counter)
+	if n.Ino = op.Ino; n.Ino == 0 {
+		n.Ino = cfs.MakeIno(dir.Ino.Site(), dir.Ino.Partition(), counter)
+		counter++
+	} else if n.Ino.Site() != dir.Ino.Site() || n.Ino.Partition() != dir.Ino.Partition() || !t.takeIno(n.Ino) {
+		return nil, cfs.Conflict
+	}
 	if k := t.ownNew(n, dir, op.Flags); k != cfs.KindOK {
 		return nil, k
 	}
@@ -179,7 +184,7 @@ func (t *tx) newInode(op *cfs.Op, dir *inode) (*inode, cfs.Kind) {
 	default:
 		return nil, cfs.Invalid
 	}
-	t.setMark(markNextIno, counter+1)
+	t.setMark(markNextIno, counter)
 	t.addMark(markInodes, 1)
 	return n, cfs.KindOK
 }

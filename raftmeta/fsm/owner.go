@@ -43,7 +43,10 @@ func (t *tx) owner(a *cfs.Attr) cfs.SessionID {
 // Fenced is the one inode whose exclusive lease an operation claims to have; false where it
 // claims none.
 func Fenced(op *cfs.Op) (cfs.Ino, bool) {
-	if !op.Lease || op.Kind == cfs.OpCreate {
+	if op.Kind == cfs.OpCreate {
+		return op.Dir, op.Ino != 0
+	}
+	if !op.Lease {
 		return 0, false
 	}
 	switch op.Kind {
@@ -60,10 +63,16 @@ func (t *tx) fenced(op *cfs.Op) cfs.Kind {
 	if !ok {
 		return cfs.KindOK
 	}
-	if n, ok := t.inode(i); !ok || t.sess == 0 || n.Owner != t.sess {
+	if !t.has(i) || op.Kind == cfs.OpRename && !t.has(op.NewDir) {
 		return cfs.NoLease
 	}
 	return cfs.KindOK
+}
+
+// has reports that the session has the exclusive lease of an inode.
+func (t *tx) has(i cfs.Ino) bool {
+	n, ok := t.inode(i)
+	return ok && t.sess != 0 && n.Owner == t.sess
 }
 
 // surrender gives up the session's exclusive lease; without one it does nothing.

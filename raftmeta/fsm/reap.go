@@ -193,6 +193,7 @@ func (t *tx) expireSession(id cfs.SessionID) cfs.Kind {
 		return cfs.KindOK
 	}
 	t.del(sessionKey(id))
+	t.del(inosKey(id))
 	t.addMark(markSessions, ^uint64(0))
 	t.endLocks(locksOfSession, uint64(id))
 	if t.clearSession(id) {

@@ -43,6 +43,7 @@ func forms() []form {
 			[][]byte{encodeExtent(&stripeExtent), encodeExtent(&inlineExtent), encodeExtent(&cfs.Extent{Off: 0, Len: fuzzEnd, Kind: cfs.ExtentUnwritten})}},
 		{"stripe", recoder(decodeStripe, encodeStripe), [][]byte{encodeStripe(&stripe{1, 2, 3, 4})}},
 		{"session", recoder(decodeSession, encodeSession), [][]byte{encodeSession(&session{1, 2, 3, -4, "host:123"}), encodeSession(&session{})}},
+		{"numbers", recoder(decodeInos, encodeInos), [][]byte{encodeInos([]inoRange{{5, 9}}), encodeInos([]inoRange{{5, 6}, {6, 8}, {9, 10}, {11, 12}})}},
 		{"member", recoder(DecodeMember, EncodeMember), [][]byte{EncodeMember(&Member{ID: 1, Addr: "h:1", Learner: true, Replaces: 3, Replica: cfs.UUID{1}})}},
 		{"node", recoder(decodeNode, encodeNode), [][]byte{encodeNode(&cfs.Node{ID: 1, Addr: "h:1", State: cfs.StateDown, Voter: true})}},
 		{"device", recoder(decodeDevice, encodeDevice), [][]byte{encodeDevice(&cfs.Device{ID: 1, UUID: cfs.UUID{1, 15: 2}, State: cfs.StateUp, Capacity: 3, FeedPos: 4})}},

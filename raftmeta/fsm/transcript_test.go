@@ -159,6 +159,7 @@ var opNames = map[string]cfs.OpKind{
 	"release": cfs.OpRelease, "reap": cfs.OpReap, "open-session": cfs.OpOpenSession, "expire": cfs.OpExpireSession,
 	"node": cfs.OpSetNode, "device": cfs.OpSetDevice, "groups": cfs.OpSetGroups, "feed-done": cfs.OpFeedDone,
 	"fill-done": cfs.OpFillDone, "drop": cfs.OpDropGroups, "job": cfs.OpSetJob, "lock": cfs.OpLock, "surrender": cfs.OpSurrender,
+	"grant": cfs.OpGrantInos,
 }
 
 var setMasks = map[string]cfs.SetMask{
@@ -199,7 +200,8 @@ func (a args) op() cfs.Op {
 	}
 	op := cfs.Op{Kind: kind, Ino: cfs.Ino(a.num("ino")), Dir: cfs.Ino(a.num("dir")), NewDir: cfs.Ino(a.num("newdir")), Name: a.str("name"),
 		NewName: a.str("to"), Flags: a.flags(), Exclusive: a.has("excl"), Hold: a.has("hold"), Lease: a.has("lease"), Holds: a.holds(), KeepSize: a.has("keep-size"),
-		Sess: cfs.SessionID(a.num("sess")), MapVersion: a.num("version")}
+		Sess: cfs.SessionID(a.num("sess")), MapVersion: a.num("version"),
+		Index: a.num("count"), AtNS: int64(a.num("at"))}
 	op.Attr = cfs.Attr{Mode: uint32(a.num("mode")), UID: uint32(a.num("uid")), GID: uint32(a.num("gid")), Rdev: uint32(a.num("rdev")), Size: a.num("size"),
 		AtimeNS: int64(a.num("atime")), MtimeNS: int64(a.num("mtime")), CtimeNS: int64(a.num("ctime"))}
 	for k, bit := range setMasks {
@@ -674,6 +676,9 @@ func describe(k, v []byte) string {
 		return fmt.Sprintf("H inode %d session %d", u64of(k[1:]), u64of(k[9:]))
 	case prefixHeldBy:
 		return fmt.Sprintf("h session %d inode %d", u64of(k[1:]), u64of(k[9:]))
+	case prefixInos:
+		rs, _ := decodeInos(v)
+		return fmt.Sprintf("i session %d numbers %v", u64of(k[1:]), rs)
 	case prefixInode:
 		n, _ := decodeInode(v)
 		return fmt.Sprintf("I %s parent=%d stored=%d", showAttr(&n.Attr), n.parent, n.stored)

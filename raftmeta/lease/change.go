@@ -9,6 +9,10 @@ import (
 // Change is one command of a session, from before it is proposed until it is applied.
 type Change struct {
 	Wait
+	// Owner is set before Begin where the session owns all directories whose names it changes: who waits for
+	// those names waits for its surrender, and nobody else can change them before.
+	Owner bool
+
 	session cfs.SessionID
 	look    bool // it looks behind its names
 	before  int  // commands that go first
@@ -42,7 +46,7 @@ func (t *Table) add(c *Change, k Key, now time.Duration) {
 	if e.mark == c {
 		return
 	}
-	if k.Kind == Name {
+	if k.Kind == Name && !c.Owner {
 		for _, earlier := range e.queue {
 			if earlier == c {
 				return
@@ -106,7 +110,7 @@ func (t *Table) End(c *Change) {
 	t.Cancel(&c.Wait)
 	t.ends++
 	for _, e := range c.keys {
-		if e.key.Kind == Name {
+		if e.key.Kind == Name && !c.Owner {
 			t.leaveQueue(c, e)
 		}
 		if e.mark == c {

@@ -38,7 +38,8 @@
 //
 // Commands that touch a name go in the order of arrival where one of them must look at
 // what is behind it; a command enters the queues of all its names at once, so later ones
-// wait for earlier ones alone. Acknowledging a recall of a read lease, or of an open
+// wait for earlier ones alone. One that changes names of directories which its session owns enters none: the others
+// of those names wait for the surrender, which comes after it. Acknowledging a recall of a read lease, or of an open
 // inode, waits for nothing in the cluster, but that of a hold for its release; a session must not let
 // other answers wait for that one. Serving the recall of an exclusive lease takes
 // one command, on inodes that the session owns and with no name to look behind: nobody else

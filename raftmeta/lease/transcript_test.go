@@ -175,10 +175,10 @@ func (s *script) call(w []string) {
 		s.say("%v", s.tab.Tell(s.grants[w[1]]))
 	case "withdraw":
 		s.tab.Withdraw(s.grants[w[1]])
-	case "begin", "look": // begin c1 s1 name:1/a
-		c := &Change{Wait: Wait{Wake: make(chan struct{}, 1)}}
+	case "begin", "look", "owner": // begin c1 s1 name:1/a
+		c := &Change{Wait: Wait{Wake: make(chan struct{}, 1)}, Owner: w[0] == "owner"}
 		s.changes[w[1]] = c
-		s.tab.Begin(c, s.id(w[2]), w[0] == "look", s.keys(w[3:]), s.now)
+		s.tab.Begin(c, s.id(w[2]), w[0] != "begin", s.keys(w[3:]), s.now)
 	case "add":
 		delete(s.left, w[1])
 		s.tab.Add(s.changes[w[1]], s.keys(w[2:]), s.now)

@@ -553,6 +553,7 @@ type Op struct {
 	Ca            *CA                    `protobuf:"bytes,27,opt,name=ca,proto3" json:"ca,omitempty"`
 	Token         *Token                 `protobuf:"bytes,28,opt,name=token,proto3" json:"token,omitempty"`
 	Enrolled      *Enrolled              `protobuf:"bytes,29,opt,name=enrolled,proto3" json:"enrolled,omitempty"`
+	AtNs          int64                  `protobuf:"fixed64,30,opt,name=at_ns,json=atNs,proto3" json:"at_ns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -788,6 +789,13 @@ func (x *Op) GetEnrolled() *Enrolled {
 		return x.Enrolled
 	}
 	return nil
+}
+
+func (x *Op) GetAtNs() int64 {
+	if x != nil {
+		return x.AtNs
+	}
+	return 0
 }
 
 type Command struct {
@@ -5492,7 +5500,7 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"stripe_len\x18\t \x01(\rR\tstripeLen\"/\n" +
 	"\aPGEpoch\x12\x0e\n" +
 	"\x02pg\x18\x01 \x01(\rR\x02pg\x12\x14\n" +
-	"\x05epoch\x18\x02 \x01(\rR\x05epoch\"\x99\a\n" +
+	"\x05epoch\x18\x02 \x01(\rR\x05epoch\"\xae\a\n" +
 	"\x02Op\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\rR\x04kind\x12\x10\n" +
 	"\x03ino\x18\x02 \x01(\x06R\x03ino\x12\x10\n" +
@@ -5524,7 +5532,8 @@ const file_wire_wirepb_wire_proto_rawDesc = "" +
 	"\x05index\x18\x1a \x01(\x04R\x05index\x12!\n" +
 	"\x02ca\x18\x1b \x01(\v2\x11.claudefs.wire.CAR\x02ca\x12*\n" +
 	"\x05token\x18\x1c \x01(\v2\x14.claudefs.wire.TokenR\x05token\x123\n" +
-	"\benrolled\x18\x1d \x01(\v2\x17.claudefs.wire.EnrolledR\benrolled\"\xe3\x01\n" +
+	"\benrolled\x18\x1d \x01(\v2\x17.claudefs.wire.EnrolledR\benrolled\x12\x13\n" +
+	"\x05at_ns\x18\x1e \x01(\x10R\x04atNs\"\xe3\x01\n" +
 	"\aCommand\x12\x18\n" +
 	"\asession\x18\x01 \x01(\x04R\asession\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12\x1b\n" +
