@@ -17,6 +17,8 @@ import (
 const (
 	childEnv = "CFS_FUSE_TEST_CHILD"
 	childArg = "CFS_FUSE_TEST_ARG"
+	// transportEnv names the transport of the mounts that are tested.
+	transportEnv = "CFS_FUSE_TEST_TRANSPORT"
 )
 
 var children = map[string]func(arg string) error{

@@ -6,6 +6,9 @@
 //	options.go    how a mount differs from a plain one: ro, shown owners, a directory as its root, a timeout
 //	rooted.go     the number of the root of such a mount
 //	unmount.go    the end of a mount, and of copies of it
+//	transport.go  how requests come: the seam, and /dev/fuse
+//	uring.go      FUSE over io_uring: what all queues share, and what comes by /dev/fuse all the same
+//	uringqueue.go a queue of a CPU, its threads, and the entries that requests come in
 //	kernelconn.go what the daemon tells the kernel unasked, and backing files
 //	backend.go    what this package asks of the client
 //	request.go    a request: context, credentials, metrics, errno
@@ -109,6 +112,34 @@
 //
 // Locks are points of coherence, as with NFS: what is written is committed before a lock
 // is set or removed, and who gets one drops pages that others have made old.
+//
+// # Transports
+//
+// Two carry requests to the file system, and everything else is the same for both: notifications and
+// backing files go by the descriptor of /dev/fuse itself (kernelconn.go).
+//
+// dev is go-fuse's own server: threads read(2) requests from /dev/fuse and write(2) the answers.
+//
+// uring is FUSE over io_uring (Linux 6.14), the default where the kernel has it; the module's parameter
+// enable_uring is turned on when that is allowed. There is a queue for each CPU that there may be, which that
+// CPU's processes ask. Threads that are bound to the CPU answer: each has a ring of its own
+// (iopath.Loop) and one entry in the queue, a place for a request with its data. One system call gives
+// an answer and waits for the next request, and asking wakes no other CPU.
+//
+// A thread answers where it is, whether from memory or by asking the cluster: the kernel gives it nothing else
+// meanwhile, since its entry is taken, and goes to the thread that has become free last. A
+// queue begins with three threads and gets more as they are needed, up to maxDepth. The payload
+// memory of all entries is bounded by maxPayloadBytes, from which depth and the largest READ and WRITE follow
+// (shape). It is address space until it is used.
+//
+// Waits for locks would need more threads than there are to be: they are lent to goroutines, and the
+// thread gets another entry, so that who unlocks finds one. At most maxLockWaits entries are added so, for good, as the
+// kernel takes none back. A thread with several lends all that it gets, since what the kernel
+// puts into one entry must not wait for what is in another.
+//
+// INIT, FORGET and INTERRUPT come by /dev/fuse in any case. An INTERRUPT may overtake its request and is tried again; one of
+// a signal from before the request was taken is never sent, so a request that waits looks once for signals
+// itself (request.go).
 //
 // # What deadlocks
 //

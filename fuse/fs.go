@@ -45,11 +45,15 @@ type fileSystem struct {
 	kernel    *kernelConn   // nil where nothing is mounted
 	caches    *caches
 
+	// learned is called when it is known what the kernel can, before it is given anything to keep.
+	learned func()
 	owners  owners
 	timeout time.Duration // of an operation; 0: none
 
 	// setxattrExt: the kernel's requests to set an attribute have flags of its own (Linux 5.14).
 	setxattrExt bool
+	// losesSignals: the transport may not tell of a signal.
+	losesSignals bool
 	// stop is closed when the mount is forced down: requests that still wait give up.
 	stop chan struct{}
 }
@@ -68,11 +72,16 @@ func newFileSystem(b backend, log *slog.Logger, m *Metrics) *fileSystem {
 }
 
 // Init takes note of what the kernel can, before the first request.
-func (fs *fileSystem) Init(s *gofuse.Server) {
-	settings := s.KernelSettings()
+func (fs *fileSystem) Init(s *gofuse.Server) { fs.learn(s.KernelSettings()) }
+
+// learn is Init for any transport.
+func (fs *fileSystem) learn(settings *gofuse.InitIn) {
 	fs.kernel.minor = settings.Minor
 	fs.caches.kernel, fs.caches.epochs = fs.kernel, fs.kernel.canIncEpoch()
 	fs.setxattrExt = settings.Flags64()&gofuse.CAP_SETXATTR_EXT != 0
+	if fs.learned != nil {
+		fs.learned()
+	}
 }
 
 // String names the file system in go-fuse's messages.

@@ -15,14 +15,14 @@ const commFD = 3
 
 // fusermount mounts for a user who may not: the setuid program fusermount3 opens /dev/fuse, mounts, and sends
 // the descriptor over a socket (fusermount3(1), libfuse's lib/mount.c).
-func fusermount(point string, cfg Config) (int, error) {
+func fusermount(point string, cfg Config, maxBytes int) (int, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, os.NewSyscallError("socketpair", err)
 	}
 	defer unix.Close(pair[0])
 	theirs := os.NewFile(uintptr(pair[1]), "fusermount3")
-	opts := fmt.Sprintf("fsname=%s,subtype=%s,max_read=%d,default_permissions", escapeOption(cfg.Source), fsName, maxWriteBytes)
+	opts := fmt.Sprintf("fsname=%s,subtype=%s,max_read=%d,default_permissions", escapeOption(cfg.Source), fsName, maxBytes)
 	opts = strings.Join(append([]string{opts}, cfg.names()...), ",")
 	cmd := exec.Command("fusermount3", "-o", opts, "--", point)
 	cmd.ExtraFiles = []*os.File{theirs}

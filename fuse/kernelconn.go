@@ -14,6 +14,7 @@ import (
 const (
 	notifyInvalInode = 2
 	notifyInvalEntry = 3
+	notifyRetrieve   = 5
 	notifyIncEpoch   = 8
 )
 
@@ -111,6 +112,15 @@ func (k *kernelConn) invalEntry(dir cfs.Ino, name string) error {
 	b = binary.LittleEndian.AppendUint32(b, uint32(len(name)))
 	b = binary.LittleEndian.AppendUint32(b, 0)
 	return k.notify(notifyInvalEntry, b, []byte(name), []byte{0})
+}
+
+// stir has the kernel send a request, NOTIFY_REPLY of that number, which is even, to the queue of the CPU that this runs on.
+// node is a regular file that the kernel knows, as it does one of which it has a request. It waits for nothing.
+func (k *kernelConn) stir(unique, node uint64) error {
+	b := make([]byte, 32) // struct fuse_notify_retrieve_out: no bytes of the file's pages
+	binary.LittleEndian.PutUint64(b, unique)
+	binary.LittleEndian.PutUint64(b[8:], node)
+	return k.notify(notifyRetrieve, b)
 }
 
 // canIncEpoch reports that the kernel knows incEpoch.

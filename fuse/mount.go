@@ -55,6 +55,9 @@ type Config struct {
 	Options
 	// ReadAheadBytes is how far the kernel reads ahead; 0 for DefaultReadAheadBytes.
 	ReadAheadBytes int
+	// Transport is how requests reach the daemon: TransportURing, TransportDev, or "" for
+	// TransportURing where the kernel has it.
+	Transport string
 	// Logger may be nil, for slog's default.
 	Logger *slog.Logger
 	// Metrics may be nil.
@@ -98,24 +101,21 @@ func mount(cfg Config, b backend) (*Server, error) {
 		point: point, log: cfg.Logger, done: make(chan struct{}), departed: make(chan struct{}),
 	}
 	s.fs.owners, s.fs.timeout = owners{cfg.UID, cfg.GID}, cfg.Timeout
-	srv, err := newServer(s.fs, point, cfg)
+	if cfg.Client != nil {
+		s.fs.learned = func() { cfg.Client.Observe(observerAt(s.fs.caches, cfg.Root)) }
+	}
+	link, err := connect(s.fs, point, cfg)
 	if err != nil {
 		return nil, cfs.E("mount "+point, cfs.KindOf(err), mountHint(err))
 	}
-	if cfg.Client != nil {
-		cfg.Client.Observe(observerAt(s.fs.caches, cfg.Root))
-	}
 	go func() {
 		defer close(s.done)
-		srv.Serve()
+		link.serve()
 		if err := s.fs.kernel.Close(); err != nil {
 			s.log.Warn("ending the connection to the kernel", "err", err)
 		}
 	}()
-	if err = srv.WaitMount(); err == nil {
-		err = settle(point)
-	}
-	if err != nil {
+	if err = settle(point); err != nil {
 		return nil, errors.Join(cfs.E("mount "+point, cfs.KindOf(err), err), s.Unmount())
 	}
 	s.setReadAhead(cfg.ReadAheadBytes)
@@ -123,28 +123,10 @@ func mount(cfg Config, b backend) (*Server, error) {
 	return s, nil
 }
 
-// newServer mounts and begins to speak to the kernel.
-func newServer(fs *fileSystem, point string, cfg Config) (*gofuse.Server, error) {
-	fd, err := mountFD(point, cfg)
-	if err != nil {
-		return nil, err
-	}
-	if fs.kernel, err = newKernelConn(fd); err != nil {
-		unix.Close(fd)
-		return nil, errors.Join(err, unmount(point, true))
-	}
-	fs.kernel.root = cfg.Root
-	srv, err := gofuse.NewServer(fs, fmt.Sprintf("/dev/fd/%d", fd), mountOptions(cfg))
-	if err != nil {
-		err = errors.Join(err, fs.kernel.Close(), unmount(point, true))
-	}
-	return srv, err
-}
-
 // mountFD mounts and returns the connection to the kernel: as root by mount(2), for others by fusermount3.
-func mountFD(point string, cfg Config) (int, error) {
+func mountFD(point string, cfg Config, maxBytes int) (int, error) {
 	if os.Geteuid() != 0 {
-		return fusermount(point, cfg)
+		return fusermount(point, cfg, maxBytes)
 	}
 	// Not go-fuse's own mount(2), which leaves the descriptor open across exec: a child of the
 	// daemon would then keep the mount alive after it, and hang if it used it.
@@ -152,7 +134,7 @@ func mountFD(point string, cfg Config) (int, error) {
 	if err != nil {
 		return -1, os.NewSyscallError("open /dev/fuse", err)
 	}
-	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=0,group_id=0,max_read=%d,allow_other,default_permissions", fd, unix.S_IFDIR, maxWriteBytes)
+	data := fmt.Sprintf("fd=%d,rootmode=%o,user_id=0,group_id=0,max_read=%d,allow_other,default_permissions", fd, unix.S_IFDIR, maxBytes)
 	if err := unix.Mount(cfg.Source, point, fsType, cfg.flags(), data); err != nil {
 		unix.Close(fd)
 		return -1, os.NewSyscallError("mount", err)
@@ -177,15 +159,15 @@ func settle(point string) error {
 	return err
 }
 
-// mountOptions is what go-fuse is told, and fusermount3 by it.
-func mountOptions(cfg Config) *gofuse.MountOptions {
+// mountOptions is what go-fuse is told.
+func mountOptions(cfg Config, maxBytes int) *gofuse.MountOptions {
 	log := cfg.Logger
 	return &gofuse.MountOptions{
 		AllowOther:              cfg.AllowOther,
 		Options:                 []string{"default_permissions"},
 		FsName:                  cfg.Source,
 		Name:                    fsName,
-		MaxWrite:                maxWriteBytes,
+		MaxWrite:                maxBytes,
 		MaxBackground:           maxBackground,
 		MaxInflightRequestBytes: maxInflightBytes,
 		EnableLocks:             true,
@@ -272,7 +254,18 @@ func clearDead(op string, found mountEntry, log *slog.Logger) error {
 // for probeTimeout.
 func probe(point string) error {
 	answer := make(chan error, 1)
-	go func() { answer <- syscall.Statfs(point, new(syscall.Statfs_t)) }()
+	go func() {
+		err := syscall.Statfs(point, new(syscall.Statfs_t))
+		// The io_uring of a daemon that has just died goes by and by, and takes requests with it.
+		for end := time.Now().Add(probeTimeout); errors.Is(err, syscall.ECANCELED) || errors.Is(err, syscall.ECONNABORTED); {
+			if time.Now().After(end) {
+				break
+			}
+			time.Sleep(busyPause)
+			err = syscall.Statfs(point, new(syscall.Statfs_t))
+		}
+		answer <- err
+	}()
 	timer := time.NewTimer(probeTimeout)
 	defer timer.Stop()
 	select {

@@ -21,6 +21,8 @@ const (
 	// interruptPollFirst and interruptPollMax are how often a signalled thread is looked at again.
 	interruptPollFirst = 10 * time.Millisecond
 	interruptPollMax   = 500 * time.Millisecond
+	// lostSignalAfter is when a request that waits is looked at for a signal that was not told of.
+	lostSignalAfter = 100 * time.Millisecond
 )
 
 // request is one request of the kernel from its arrival to its answer. It is the
@@ -175,15 +177,24 @@ func (r *request) wait(finished <-chan struct{}) bool {
 		defer t.Stop()
 		expired = t.C
 	}
-	select {
-	case <-finished:
-		return false
-	case <-r.fs.stop:
-		return true
-	case <-expired:
-		r.late.Store(true)
-		return true
-	case <-r.interrupt:
+	// A signal that comes before the request has left the kernel by io_uring is never told of: it is still
+	// pending, and looked for once.
+	look := time.NewTimer(lostSignalAfter)
+	defer look.Stop()
+	for signalled := false; !signalled; {
+		select {
+		case <-finished:
+			return false
+		case <-r.fs.stop:
+			return true
+		case <-expired:
+			r.late.Store(true)
+			return true
+		case <-r.interrupt:
+			signalled = true
+		case <-look.C:
+			signalled = r.fs.losesSignals && r.pid != 0 && pending(r.pid)
+		}
 	}
 	if r.anySignal {
 		return true
@@ -219,6 +230,27 @@ func dying(tid uint32) bool {
 		return true
 	}
 	return killPending(status)
+}
+
+// pending reports that a thread has a signal pending that it does not block.
+func pending(tid uint32) bool {
+	status, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(tid), 10) + "/status")
+	return err != nil || signalPending(status)
+}
+
+// signalPending finds signals that are pending and not blocked in a /proc/PID/status.
+func signalPending(status []byte) bool {
+	sets := map[string]uint64{}
+	for line := range bytes.Lines(status) {
+		name, set, ok := bytes.Cut(line, []byte(":"))
+		if !ok || len(name) != len("SigPnd") && len(name) != len("ShdPnd") {
+			continue
+		}
+		if bits, err := strconv.ParseUint(string(bytes.TrimSpace(set)), 16, 64); err == nil {
+			sets[string(name)] = bits
+		}
+	}
+	return (sets["SigPnd"]|sets["ShdPnd"])&^sets["SigBlk"] != 0
 }
 
 // killPending finds SIGKILL in the pending sets of a /proc/PID/status.

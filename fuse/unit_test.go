@@ -96,10 +96,23 @@ func TestKillPending(t *testing.T) {
 	}
 }
 
+func TestSignalPending(t *testing.T) {
+	for status, want := range map[string]bool{
+		"": false,
+		"SigPnd:\t0000000000000000\nShdPnd:\t0000000000004000\nSigBlk:\t0000000000000000\n": true,
+		"SigPnd:\t0000000000004000\nShdPnd:\t0000000000000000\nSigBlk:\t0000000000004000\n": false,
+		"SigPnd:\tnonsense\nShdPnd:\n": false,
+	} {
+		if signalPending([]byte(status)) != want {
+			t.Errorf("%q: %v", status, !want)
+		}
+	}
+}
+
 func FuzzKillPending(f *testing.F) {
 	f.Add([]byte("SigPnd:\t0000000000000100\n"))
 	f.Add([]byte("SigPnd:\nShdPnd:\t"))
-	f.Fuzz(func(_ *testing.T, status []byte) { killPending(status) })
+	f.Fuzz(func(_ *testing.T, status []byte) { killPending(status); signalPending(status) })
 }
 
 func TestHandles(t *testing.T) {

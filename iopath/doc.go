@@ -1,7 +1,7 @@
 // Package iopath moves bytes between memory and files through io_uring. It
 // knows no file system: files are descriptors, addresses are offsets.
 //
-// There are three things in it.
+// There are four things in it.
 //
 // An [Arena] is one piece of page-aligned memory from which reference-counted
 // [Buf]s are cut. It is registered with the rings, so that the kernel pins its
@@ -17,6 +17,9 @@
 // besides. Ring is the native engine, [Shards] several rings, one for each core;
 // with the build tag iouringgo there is a reference to measure against. All pass
 // the same conformance suite.
+//
+// A [Loop] is a ring of one thread that deals with each answer itself, for a driver
+// that answers when it has something to ask: FUSE.
 //
 // # How a ring is driven
 //

@@ -29,6 +29,7 @@ const (
 	unregisterFiles   = 3
 	registerEventfd   = 4
 	filesUpdate       = 6
+	sendMsgRing       = 31 // since Linux 6.13
 	offSQRing         = 0
 	offSQEs           = 0x10000000
 
@@ -38,6 +39,7 @@ const (
 	opCancel     = 14 // IORING_OP_ASYNC_CANCEL
 	opRead       = 22
 	opWrite      = 23
+	opMsgRing    = 40
 	opCommand    = 46 // IORING_OP_URING_CMD
 
 	sqeFixedFile  = 1 << 0
@@ -265,6 +267,19 @@ func (q *queues) sqe(i uint32) *sqe {
 // command is the command area of an SQE in a ring for commands.
 func (s *sqe) command() *nvmeCommand {
 	return (*nvmeCommand)(unsafe.Add(unsafe.Pointer(s), unsafe.Offsetof(s.Pad)))
+}
+
+// own is the same for the driver of any file.
+func (s *sqe) own() *[CommandBytes]byte {
+	return (*[CommandBytes]byte)(unsafe.Add(unsafe.Pointer(s), unsafe.Offsetof(s.Pad)))
+}
+
+// vecAddress is where a vector starts, for the kernel.
+func vecAddress(v []unix.Iovec) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(v)))) }
+
+// wake adds a completion with data to the queue, from any thread.
+func (q *queues) wake(data uint64) error {
+	return register(-1, sendMsgRing, []sqe{{Op: opMsgRing, Fd: int32(q.fd), Off: data}})
 }
 
 // full reports that there is no SQE left for next.

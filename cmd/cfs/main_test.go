@@ -206,6 +206,7 @@ func TestBadCommandLines(t *testing.T) {
 		{"mount of another cluster", []string{"mount", dir, "--server", s.addr, "--cluster-id", "other"}, 1, `"test"`},
 		{"mount malformed cluster", []string{"mount", dir, "--server", s.addr, "--cluster-id", "?"}, 2, "cluster id"},
 		{"mount bad ttl", []string{"mount", dir, "--server", s.addr, "--cache-ttl", "-1s"}, 2, "--cache-ttl"},
+		{"mount by no transport", []string{"mount", dir, "--server", s.addr, "--transport", "pigeon"}, 2, "--transport"},
 		{"umount of nothing", []string{"umount", dir}, 1, dir},
 		{"umount of a path that is not", []string{"umount", filepath.Join(dir, "none")}, 1, "none"},
 		{"umount of another type", []string{"umount", "/proc"}, 1, "/proc"},

@@ -43,6 +43,7 @@ type mountFlags struct {
 	logLevel   string
 	syncNames  bool
 	foreground bool
+	transport  string
 	readyFD    int
 	source     string // as it is shown; empty: made of servers and path
 	path       string // the directory of the cluster that is mounted
@@ -89,6 +90,7 @@ func (f *mountFlags) add(fl *pflag.FlagSet) {
 	fl.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	fl.BoolVar(&f.syncNames, "sync-names", false, "names are durable when the call that makes, moves or removes them returns, without fsync")
 	fl.BoolVar(&f.foreground, "foreground", false, "serve the mount from this process instead of a daemon")
+	fl.StringVar(&f.transport, "transport", "", "how the kernel's requests come: "+fuse.TransportURing+" (FUSE over io_uring) or "+fuse.TransportDev+" (/dev/fuse) (default: the first that is there)")
 	f.identity.add(fl)
 	f.identity.addToken(fl)
 	fl.IntVar(&f.readyFD, "ready-fd", 0, "where a daemon reports its start")
@@ -125,6 +127,9 @@ func (f *mountFlags) check() error {
 	}
 	if !strings.HasPrefix(f.path, "/") {
 		return cli.Usage("--path", "%q does not begin with /", f.path)
+	}
+	if fuse.CheckTransport(f.transport) != nil {
+		return cli.Usage("--transport", "want "+fuse.TransportURing+" or "+fuse.TransportDev)
 	}
 	return nil
 }
@@ -275,7 +280,8 @@ func (f *mountFlags) serve(ctx context.Context, point string, log *slog.Logger, 
 // where there was no mount, is to be released when everything is written back.
 func (f *mountFlags) serveMount(ctx context.Context, cl *client.Client, point string, log *slog.Logger, metrics *fuse.Metrics, rep *reporter) (*mountLock, error) {
 	srv, err := fuse.Mount(fuse.Config{
-		Mountpoint: point, Source: f.source, Options: f.options, Client: cl, Logger: log.With("part", "fuse"), Metrics: metrics,
+		Mountpoint: point, Source: f.source, Options: f.options, Client: cl, Transport: f.transport,
+		Logger: log.With("part", "fuse"), Metrics: metrics,
 	})
 	if err != nil {
 		return nil, err
