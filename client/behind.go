@@ -221,8 +221,8 @@ func (c *Client) awaitBehind(ctx context.Context, ready func(*behind) bool) erro
 	}
 }
 
-// syncDir returns when all that was done to the names of a directory is durable. A failure is told once.
-func (c *Client) syncDir(ctx context.Context, dir cfs.Ino) error {
+// SyncDir returns when all that was done to the names of a directory is durable. A failure is told once.
+func (c *Client) SyncDir(ctx context.Context, dir cfs.Ino) error {
 	if err := c.await(ctx, false, dir); err != nil {
 		return err
 	}

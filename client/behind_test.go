@@ -77,7 +77,7 @@ func TestBehind(t *testing.T) {
 		want[i] = a
 	}
 	here := names(t, c, dir)
-	must(t, c.syncDir(ctx, dir))
+	must(t, c.SyncDir(ctx, dir))
 	if n := commands() - before; n > files/5 || ops(cfs.OpCreate) != files {
 		t.Errorf("%d commands, %d of files made", n, ops(cfs.OpCreate))
 	}
@@ -125,7 +125,7 @@ func TestBehindAttributes(t *testing.T) {
 				must(t, err)
 				parent, err := c.GetAttr(ctx, in)
 				must(t, err)
-				must(t, c.syncDir(ctx, in))
+				must(t, c.SyncDir(ctx, in))
 				for _, x := range []cfs.Attr{a, parent} {
 					is := b.attr(x.Ino)
 					if is.Gen == 0 {
@@ -169,7 +169,7 @@ func TestBehindOrder(t *testing.T) {
 		must(t, f.Close(ctx))
 	}
 	release()
-	must(t, c.syncDir(ctx, in))
+	must(t, c.SyncDir(ctx, in))
 	if b.attr(i).Ino != i || b.attr(in).Ino != in {
 		t.Error("they are not there")
 	}
@@ -200,7 +200,7 @@ func TestBehindBarriers(t *testing.T) {
 			_, err2 := f.Write(ctx, []byte("data"), 0)
 			return errors.Join(err, err2, f.Sync(ctx), f.Close(ctx))
 		},
-		"fsync of the directory": func(ctx context.Context, _, _ cfs.Ino) error { return c.syncDir(ctx, dir) },
+		"fsync of the directory": func(ctx context.Context, _, _ cfs.Ino) error { return c.SyncDir(ctx, dir) },
 		"setattr of a directory": func(ctx context.Context, _, sub cfs.Ino) error {
 			_, err := c.SetAttr(ctx, me, sub, cfs.SetMode, cfs.Attr{Mode: 0o700})
 			return err
@@ -257,7 +257,7 @@ func TestBehindBarriers(t *testing.T) {
 			a, err := c.Create(ctx, me, top, name, cfs.ModeDir|0o700, 0, "", true)
 			must(t, err)
 			dir = a.Ino
-			must(t, c.syncDir(ctx, top))
+			must(t, c.SyncDir(ctx, top))
 			release := b.stall(t, cfs.OpCreate)
 			i, err := c.Create(ctx, me, dir, "f", cfs.ModeRegular|0o600, 0, "", true)
 			must(t, err)
@@ -273,7 +273,7 @@ func TestBehindBarriers(t *testing.T) {
 			}
 			release()
 			must(t, <-done)
-			must(t, c.syncDir(ctx, dir))
+			must(t, c.SyncDir(ctx, dir))
 			if b.attr(i.Ino).Ino == 0 || b.attr(sub.Ino).Ino == 0 {
 				t.Error("they are not there")
 			}
@@ -332,7 +332,7 @@ func TestBehindNewLeader(t *testing.T) {
 		_, err := c.Create(t.Context(), me, dir, fmt.Sprint(k), cfs.ModeRegular|0o600, 0, "", true)
 		must(t, err)
 	}
-	must(t, c.syncDir(t.Context(), dir))
+	must(t, c.SyncDir(t.Context(), dir))
 	if got := b.read(&cfs.Query{Kind: cfs.QueryReadDir, Dir: dir, Limit: 1000}); len(got.Entries) != 300 {
 		t.Errorf("%d names", len(got.Entries))
 	}
@@ -369,13 +369,13 @@ func TestBehindSessionLost(t *testing.T) {
 	}
 	_ = g.Close(ctx) // what was written since is lost too
 	must(t, f.Close(ctx))
-	must(t, c.syncDir(ctx, dir))
+	must(t, c.SyncDir(ctx, dir))
 	// In the new session the old way, and what it makes anew it owns.
 	d, err := c.Create(ctx, me, dir, "anew", cfs.ModeDir|0o755, 0, "", true)
 	must(t, err)
 	eventually(t, "inode numbers", func() bool { return c.peekIno(c.session.Load()) != 0 })
 	untar(t, c, d.Ino, "f", []byte("x"))
-	must(t, c.syncDir(ctx, d.Ino))
+	must(t, c.SyncDir(ctx, d.Ino))
 }
 
 // TestBehindRefused: one that the cluster refuses takes nobody else with it.
@@ -408,7 +408,7 @@ func TestBehindRefused(t *testing.T) {
 			t.Errorf("file %d: %+v", k, a)
 		}
 	}
-	wantKind(t, c.syncDir(ctx, dir), cfs.Exists)
+	wantKind(t, c.SyncDir(ctx, dir), cfs.Exists)
 	if all := names(t, c, dir); len(all) != 10 {
 		t.Errorf("names %v", all)
 	}
@@ -464,7 +464,7 @@ func TestBehindTogether(t *testing.T) {
 				case 1:
 					must(t, c.Rename(ctx, me, sub.Ino, fmt.Sprint(k), sub.Ino, fmt.Sprint("r", k), 0))
 				case 2:
-					must(t, c.syncDir(ctx, sub.Ino))
+					must(t, c.SyncDir(ctx, sub.Ino))
 				}
 			}
 			if n := len(names(t, c, sub.Ino)); n != each-each/4 {
@@ -479,7 +479,7 @@ func TestBehindTogether(t *testing.T) {
 	if won.Load() != each {
 		t.Errorf("%d names were made %d times", each, won.Load())
 	}
-	must(t, c.syncDir(ctx, dir))
+	must(t, c.SyncDir(ctx, dir))
 	if a := b.attr(dir); a.Nlink != 8 {
 		t.Errorf("%+v", a)
 	}
@@ -509,7 +509,7 @@ func TestBehindUnlink(t *testing.T) {
 	f := c.OpenNew(a, unix.O_RDWR)
 	write(t, f, []byte("kept"), 0)
 	must(t, c.Unlink(ctx, me, dir, "open"))
-	must(t, c.syncDir(ctx, dir))
+	must(t, c.SyncDir(ctx, dir))
 	if n := commands() - before; n > files/2 || ops(cfs.OpUnlink) != files+1 || ops(cfs.OpWrite) != 0 {
 		t.Errorf("%d commands, %d unlinks, %d writes", n, ops(cfs.OpUnlink), ops(cfs.OpWrite))
 	}

@@ -40,9 +40,6 @@ func (c *Client) OpenDir(ctx context.Context, i cfs.Ino) (*Dir, error) {
 // Parent is the directory's parent; the root's is itself.
 func (d *Dir) Parent() cfs.Ino { return d.parent }
 
-// Sync returns when all that was done to the directory's names is durable. A failure is told once.
-func (d *Dir) Sync(ctx context.Context) error { return d.c.syncDir(ctx, d.ino) }
-
 // Rewind makes the next read of position 0 see the directory as it is then.
 func (d *Dir) Rewind() {
 	d.mu.Lock()

@@ -22,7 +22,7 @@ type namespace interface {
 
 // inodes is what it asks about an inode, and how it opens one. Open gets O_*
 // flags without O_CREAT, O_EXCL and O_TRUNC, which are done apart; OpenNew opens
-// what Create has just made, and asks nobody.
+// what Create has just made, and asks nobody. SyncDir returns when all that was done to a directory's names is durable.
 type inodes interface {
 	GetAttr(ctx context.Context, ino cfs.Ino) (cfs.Attr, error)
 	SetAttr(ctx context.Context, cred cfs.Cred, ino cfs.Ino, mask cfs.SetMask, attr cfs.Attr) (cfs.Attr, error)
@@ -30,6 +30,7 @@ type inodes interface {
 	Open(ctx context.Context, ino cfs.Ino, flags int) (file, error)
 	OpenNew(a cfs.Attr, flags int) file
 	OpenDir(ctx context.Context, ino cfs.Ino) (directory, error)
+	SyncDir(ctx context.Context, ino cfs.Ino) error
 }
 
 // leases is what the kernel may keep, of what this front end has asked for: an inode's attributes, and what is behind a name
@@ -66,12 +67,11 @@ type file interface {
 
 // directory is one listing; position 0 is the first name, . and .. not counted.
 // A position means the same name for as long as the listing is open.
-// Rewind makes the next read of position 0 see what is there then. Sync returns when the changes of names are durable.
+// Rewind makes the next read of position 0 see what is there then.
 type directory interface {
 	At(ctx context.Context, pos uint64) (cfs.Dirent, bool, error)
 	Rewind()
 	Parent() cfs.Ino
-	Sync(ctx context.Context) error
 }
 
 // copier copies between open files, both of its own, without moving bytes through

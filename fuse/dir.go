@@ -145,9 +145,5 @@ func (fs *fileSystem) ReleaseDir(in *gofuse.ReleaseIn) {
 // FsyncDir makes what was done to the names of a directory durable.
 func (fs *fileSystem) FsyncDir(cancel <-chan struct{}, in *gofuse.FsyncIn) gofuse.Status {
 	r := fs.begin(opFsyncDir, cancel, &in.InHeader)
-	d, ok := fs.dirs.get(in.Fh)
-	if !ok {
-		return r.end(cfs.Errorf("fsync", cfs.Closed, "handle %d", in.Fh))
-	}
-	return r.end(d.listing.Sync(r))
+	return r.end(gone(fs.SyncDir(r, cfs.Ino(in.NodeId))))
 }

@@ -504,11 +504,11 @@ type memDir struct {
 
 func (d *memDir) Parent() cfs.Ino { return cfs.RootIno }
 
-func (d *memDir) Sync(ctx context.Context) error {
-	if err := d.m.enter(ctx, "syncdir", d.n.attr.Ino); err != nil {
+func (m *memFS) SyncDir(ctx context.Context, ino cfs.Ino) error {
+	if err := m.enter(ctx, "syncdir", ino); err != nil {
 		return err
 	}
-	d.m.mu.Unlock()
+	m.mu.Unlock()
 	return nil
 }
 

@@ -149,6 +149,11 @@ func (r rooted) OpenDir(ctx context.Context, ino cfs.Ino) (directory, error) {
 	return rootedDir{d, r, ino == cfs.RootIno}, nil
 }
 
+// SyncDir is that of inodes.
+func (r rooted) SyncDir(ctx context.Context, ino cfs.Ino) error {
+	return r.b.inodes.SyncDir(ctx, r.in(ino))
+}
+
 // rootedDir is a listing. The root is in no directory below it, so only the parent may be changed.
 type rootedDir struct {
 	directory

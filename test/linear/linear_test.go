@@ -156,21 +156,13 @@ func worlds(all []*client.Client) func(ctx context.Context) (*world, error) {
 			}
 		}
 		if err == nil {
-			err = syncDir(ctx, c, top) // the clients get the inodes by their numbers, not by their names
+			err = c.SyncDir(ctx, top) // the clients get the inodes by their numbers, not by their names
 		}
 		if err == nil {
 			_, err = c.SetAttr(ctx, cfs.Cred{}, wd.mtime, cfs.SetMtime, cfs.Attr{})
 		}
 		return wd, err
 	}
-}
-
-func syncDir(ctx context.Context, c *client.Client, dir cfs.Ino) error {
-	d, err := c.OpenDir(ctx, dir)
-	if err != nil {
-		return err
-	}
-	return d.Sync(ctx)
 }
 
 // verdict looks for an order that explains a history; it returns what has none, and how
