@@ -27,6 +27,7 @@ var children = map[string]func(arg string) error{
 	"mmapRead":   mmapRead,
 	"mmapWrite":  mmapWrite,
 	"mmapAppend": mmapAppend,
+	"mapAndObey": mapAndObey,
 	"readFile":   func(arg string) error { _, err := os.ReadFile(arg); return err },
 }
 

@@ -18,6 +18,9 @@
 //	inode.go      getattr, setattr, statx, xattrs, statfs
 //	file.go       create, tmpfile, open to release, and the bytes between
 //	locks.go      fcntl and flock
+//	iomode.go     the I/O mode of an inode: pages, passed through or direct, settled in one place
+//	passthrough.go what the kernel reads by itself; pin.go a version that it does; fill.go how files get there
+//	filecache/    the directory that they are in
 //	dir.go        opendir, readdir, readdirplus
 //	handles.go    numbers that the kernel holds for open files
 //	caches.go     what the kernel is given to keep, and how it is taken back
@@ -59,6 +62,28 @@
 // before; a reader that asks while one change after the other is made may be one behind. After a suspension
 // of the machine the kernel goes on with what is left of maxKernelTTL. INC_EPOCH unmounts whatever is mounted on a directory of
 // this mount, when that is used next (d_invalidate; seen with Linux 6.18): mounts with others on them take --cache-ttl 0. Deadlocks: docs/decisions/016-kernel-caches.md.
+//
+// # Passthrough
+//
+// With a cache directory, a file of 64 KiB or more that is whole there opens for reading so that the kernel reads it by itself,
+// without a request (Linux 6.9, root). It is whole there after a handle has read it, or much of it in sequence, and was
+// closed: then it is fetched in the background. What is there counts only if the cluster's attributes of now, at the open, name it.
+//
+//   - Such an inode is pinned: who has it open reads that version to the last close, whatever other mounts do. It cannot be taken back: what
+//     locks, O_DIRECT and a recall do elsewhere does not reach it.
+//   - While it is pinned, all other opens go to the daemon past the kernel's pages: for writing, and for reading what is newer. What they write
+//     goes to the cluster and to the pinned file, so all on this machine see it, as on a local disk. That is so for truncations
+//     and fallocate by any path too. A program is always run as the version that is pinned.
+//   - While a handle uses the kernel's pages, and every writing handle does that is opened first, opens are as without the directory.
+//   - A mapping outlives its descriptor, so a file that is mapped stays pinned. Through a shared mapping of a pinned inode stores go to the local file; they
+//     reach the cluster by fsync, close or read of a descriptor of it, and within a second otherwise. msync(2) alone does not
+//     wait for that. A mapping sees the pinned version, and what this machine writes: also one that was made by a later open.
+//   - Attributes are the cluster's.
+//
+// One state for each open inode says which it is (inodeIO), because the kernel refuses a mix with EIO. Lock order: inodeIO.mu, then
+// the lock of the cache; no request of the cluster is made under them. pin.order is taken with neither held, and is held over requests. Descriptors: one
+// for each pinned inode, a quarter of what the process may have at most. Where the kernel or the user cannot pass through, or
+// the cache directory is on a stacked file system, one line of the log says so at the mount.
 //
 // # Permissions
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -19,6 +20,13 @@ type openFile struct {
 	flags uint32
 	file  file
 	locks lockOwners
+
+	// Where files are passed through; see passthrough.
+	use  use
+	size uint64 // at the open, of a file for reading
+	run  readRun
+	// changed: something was written through this handle, which is not of a pinned inode.
+	changed atomic.Bool
 
 	// other is the same file with O_APPEND the other way round, opened when first
 	// needed: fcntl(2) can turn it on and off, and pages that a mapping of an
@@ -80,6 +88,7 @@ func (fs *fileSystem) abandon(r *request, h *openFile, err error) error {
 	if err2 := h.close(r); err2 != nil {
 		fs.log.Warn("closing a file after a failed open", "ino", uint64(h.ino), "err", err2)
 	}
+	fs.leave(h)
 	return err
 }
 
@@ -106,9 +115,11 @@ func (fs *fileSystem) Create(cancel <-chan struct{}, in *gofuse.CreateIn, name s
 	if err != nil {
 		return r.end(err)
 	}
-	if _, err := fs.install(r, a.Ino, fs.inodes.OpenNew(a, int(openFlags(in.Flags))), in.Flags, &out.OpenOut); err != nil {
+	h, err := fs.install(r, a.Ino, fs.inodes.OpenNew(a, int(openFlags(in.Flags))), in.Flags, &out.OpenOut)
+	if err != nil {
 		return r.end(err)
 	}
+	fs.enterNew(h)
 	fs.pagesOf(&a)
 	fs.setBare(a.Ino)
 	fs.fillEntry(&out.EntryOut, dir, name, &a)
@@ -123,9 +134,11 @@ func (fs *fileSystem) Tmpfile(cancel <-chan struct{}, in *gofuse.CreateIn, out *
 	if err != nil {
 		return r.end(err)
 	}
-	if _, err := fs.install(r, a.Ino, f, in.Flags, &out.OpenOut); err != nil {
+	h, err := fs.install(r, a.Ino, f, in.Flags, &out.OpenOut)
+	if err != nil {
 		return r.end(err)
 	}
+	fs.enterNew(h)
 	fs.pagesOf(&a)
 	fs.setBare(a.Ino)
 	fs.fillEntry(&out.EntryOut, cfs.Ino(in.NodeId), "", &a)
@@ -144,16 +157,16 @@ func (fs *fileSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofus
 	if err != nil {
 		return r.end(err)
 	}
-	if in.Flags&syscall.O_TRUNC != 0 {
-		mask := cfs.SetSize | cfs.SetMtimeNow // open(2) marks the time even of an empty file
-		if in.Mode&gofuse.OPEN_KILL_SUIDGID != 0 {
-			mask |= cfs.SetKillPriv
-		}
-		if _, err := fs.inodes.SetAttr(r, cred(&in.InHeader), ino, mask, cfs.Attr{}); err != nil {
-			fs.files.remove(out.Fh)
-			fs.metrics.open.Dec()
-			return r.end(gone(fs.abandon(r, h, err)))
-		}
+	if err = fs.enter(r, h, in.Flags, out); err == nil && in.Flags&syscall.O_TRUNC != 0 {
+		err = fs.emptied(r, h, in)
+	}
+	if err != nil {
+		fs.files.remove(out.Fh)
+		fs.metrics.open.Dec()
+		return r.end(gone(fs.abandon(r, h, err)))
+	}
+	if h.use.mode != ioCached {
+		return r.end(nil) // the kernel drops its pages
 	}
 	if fs.unchanged(r, ino) {
 		out.OpenFlags |= gofuse.FOPEN_KEEP_CACHE
@@ -162,6 +175,18 @@ func (fs *fileSystem) Open(cancel <-chan struct{}, in *gofuse.OpenIn, out *gofus
 		fs.metrics.opens.dropped.Inc()
 	}
 	return r.end(nil)
+}
+
+// emptied truncates a file that is opened with O_TRUNC.
+func (fs *fileSystem) emptied(r *request, h *openFile, in *gofuse.OpenIn) error {
+	mask := cfs.SetSize | cfs.SetMtimeNow // open(2) marks the time even of an empty file
+	if in.Mode&gofuse.OPEN_KILL_SUIDGID != 0 {
+		mask |= cfs.SetKillPriv
+	}
+	_, err := fs.resizing(h.ino, func() (cfs.Attr, error) {
+		return fs.inodes.SetAttr(r, cred(&in.InHeader), h.ino, mask, cfs.Attr{})
+	})
+	return err
 }
 
 // unchanged reports that the kernel's pages of ino are its content: nobody but this mount has changed it since
@@ -213,10 +238,14 @@ func (fs *fileSystem) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte
 	if err != nil {
 		return nil, r.end(err)
 	}
+	if err := h.stored(r, in.Offset, uint64(len(buf))); err != nil {
+		return nil, r.end(err)
+	}
 	n, err := h.file.Read(r, buf, in.Offset)
 	if err != nil {
 		return nil, r.end(err)
 	}
+	h.run.note(in.Offset, uint64(n))
 	fs.metrics.bytes.read.Add(float64(n))
 	fs.caches.pagesFilled(h.ino)
 	return gofuse.ReadResultData(buf[:n]), r.end(nil)
@@ -238,7 +267,7 @@ func (fs *fileSystem) Write(cancel <-chan struct{}, in *gofuse.WriteIn, data []b
 	if err != nil {
 		return 0, r.end(err)
 	}
-	n, err := f.Write(r, data, in.Offset)
+	n, err := fs.write(r, h, f, data, in)
 	fs.distrust(h, err)
 	fs.metrics.bytes.written.Add(float64(n))
 	if n > 0 && n < len(data) {
@@ -271,7 +300,7 @@ func (fs *fileSystem) Flush(cancel <-chan struct{}, in *gofuse.FlushIn) gofuse.S
 	r := fs.begin(opFlush, cancel, &in.InHeader)
 	h, err := fs.handle(in.Fh)
 	if err == nil && h.flags&syscall.O_ACCMODE != syscall.O_RDONLY {
-		err = h.file.Flush(r)
+		err = errors.Join(h.stored(r, 0, cfs.MaxFileSize), h.file.Flush(r))
 		fs.distrust(h, err)
 	}
 	if h != nil {
@@ -286,7 +315,7 @@ func (fs *fileSystem) Fsync(cancel <-chan struct{}, in *gofuse.FsyncIn) gofuse.S
 	r := fs.begin(opFsync, cancel, &in.InHeader)
 	h, err := fs.handle(in.Fh)
 	if err == nil {
-		err = h.file.Sync(r)
+		err = errors.Join(h.stored(r, 0, cfs.MaxFileSize), h.file.Sync(r))
 		fs.distrust(h, err)
 	}
 	return r.end(err)
@@ -303,6 +332,7 @@ func (fs *fileSystem) Release(_ <-chan struct{}, in *gofuse.ReleaseIn) {
 	}
 	fs.metrics.open.Dec()
 	err := errors.Join(h.close(r), fs.unlockHandle(r, h))
+	fs.leave(h)
 	fs.distrust(h, err)
 	if err != nil {
 		fs.log.Error("closing a file", "ino", uint64(h.ino), "err", err)
@@ -319,7 +349,7 @@ func (fs *fileSystem) Fallocate(cancel <-chan struct{}, in *gofuse.FallocateIn) 
 	case in.Offset > cfs.MaxFileSize || in.Length > cfs.MaxFileSize-in.Offset:
 		err = cfs.Errorf("fallocate", cfs.TooLarge, "%d bytes at %d", in.Length, in.Offset)
 	default:
-		err = h.file.Allocate(r, in.Mode, in.Offset, in.Length)
+		err = fs.changing(r, h, in.Offset, in.Length, func() error { return h.file.Allocate(r, in.Mode, in.Offset, in.Length) })
 	}
 	if err == nil && in.Uid != 0 {
 		// The request does not say whether the caller may keep them; only root is likely to.
@@ -351,7 +381,14 @@ func (fs *fileSystem) CopyFileRange(cancel <-chan struct{}, in *gofuse.CopyFileR
 	if in.Uid != 0 { // as in Fallocate
 		mask = cfs.SetKillPriv
 	}
-	n, err := fs.CopyRange(r, src.file, dst.file, in.OffIn, in.OffOut, min(in.Len, maxCopyBytes), mask)
+	var n uint64
+	length := min(in.Len, maxCopyBytes)
+	if err = src.stored(r, in.OffIn, length); err == nil {
+		err = fs.changing(r, dst, in.OffOut, length, func() (err error) {
+			n, err = fs.CopyRange(r, src.file, dst.file, in.OffIn, in.OffOut, length, mask)
+			return err
+		})
+	}
 	if cfs.KindOf(err) == cfs.InlineFull {
 		err = cfs.E("copy_file_range", cfs.Unsupported, err)
 	}
@@ -368,6 +405,9 @@ func (fs *fileSystem) Lseek(cancel <-chan struct{}, in *gofuse.LseekIn, out *gof
 	}
 	if in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
 		return r.end(cfs.Errorf("lseek", cfs.Invalid, "whence %d", in.Whence))
+	}
+	if err := h.stored(r, 0, cfs.MaxFileSize); err != nil {
+		return r.end(err)
 	}
 	a, err := fs.inodes.GetAttr(r, h.ino)
 	if err == nil && in.Offset >= a.Size {

@@ -49,6 +49,7 @@ type fileSystem struct {
 	learned func()
 	owners  owners
 	timeout time.Duration // of an operation; 0: none
+	pass    *passthrough  // nil without a cache directory
 
 	// setxattrExt: the kernel's requests to set an attribute have flags of its own (Linux 5.14).
 	setxattrExt bool
@@ -104,6 +105,10 @@ func (fs *fileSystem) OnUnmount() {
 		if err := h.close(ctx); err != nil {
 			fs.log.Error("closing a file at unmount", "ino", uint64(h.ino), "err", err)
 		}
+		fs.leave(h)
+	}
+	if fs.pass != nil {
+		fs.pass.stop()
 	}
 }
 

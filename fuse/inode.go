@@ -58,9 +58,12 @@ func (fs *fileSystem) SetAttr(cancel <-chan struct{}, in *gofuse.SetAttrIn, out 
 			mask |= cfs.SetKillPriv
 		}
 	}
-	if err == nil && mask != 0 {
+	switch {
+	case err == nil && mask&cfs.SetSize != 0:
+		a, err = fs.resizing(ino, func() (cfs.Attr, error) { return fs.inodes.SetAttr(r, cred(&in.InHeader), ino, mask, want) })
+	case err == nil && mask != 0:
 		a, err = fs.inodes.SetAttr(r, cred(&in.InHeader), ino, mask, want)
-	} else if err == nil {
+	case err == nil:
 		a, err = fs.inodes.GetAttr(r, ino)
 	}
 	if err == nil {

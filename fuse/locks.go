@@ -134,6 +134,9 @@ func (fs *fileSystem) setLock(r *request, in *gofuse.LkIn, wait bool) error {
 	if l.Type != cfs.LockNone {
 		h.locks.add(lockOwner{l.Kind, l.Owner}) // even if it fails: it may have been set
 	}
+	if err := h.stored(r, 0, cfs.MaxFileSize); err != nil {
+		return err
+	}
 	if err := fs.SetLock(r, h.ino, l, wait); err != nil {
 		return gone(err)
 	}

@@ -66,6 +66,7 @@ type Metrics struct {
 	errors   *prometheus.CounterVec
 	bytes    struct{ read, written prometheus.Counter }
 	opens    struct{ kept, dropped prometheus.Counter }
+	passed   [passEnd]prometheus.Counter
 	open     prometheus.Gauge
 	told     [tellEnd]prometheus.Counter
 }
@@ -83,6 +84,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		Name: "claudefs_fuse_bytes_total", Help: "Bytes read and written through the daemon."}, []string{"direction"})
 	opens := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "claudefs_fuse_opens_total", Help: "Opens of files, by what became of the kernel's pages."}, []string{"pages"})
+	passed := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "claudefs_fuse_passthrough_opens_total", Help: "Opens of files with a cache directory, passed through, or why not."}, []string{"how"})
 	m := &Metrics{
 		errors: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "claudefs_fuse_errors_total", Help: "Requests answered with an error."}, []string{"op", "errno"}),
@@ -100,8 +103,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	m.bytes.read, m.bytes.written = bytes.WithLabelValues("read"), bytes.WithLabelValues("written")
 	m.opens.kept, m.opens.dropped = opens.WithLabelValues("kept"), opens.WithLabelValues("dropped")
+	for i, name := range passNames {
+		m.passed[i] = passed.WithLabelValues(name)
+	}
 	if reg != nil {
-		reg.MustRegister(requests, seconds, bytes, opens, told, m.errors, m.open)
+		reg.MustRegister(requests, seconds, bytes, opens, told, passed, m.errors, m.open)
 	}
 	return m
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/claudefs/claudefs/cfs"
 	"github.com/claudefs/claudefs/client"
+	"github.com/claudefs/claudefs/fuse/filecache"
 )
 
 const (
@@ -58,6 +59,8 @@ type Config struct {
 	// Transport is how requests reach the daemon: TransportURing, TransportDev, or "" for
 	// TransportURing where the kernel has it.
 	Transport string
+	// Cache is where whole files are kept, which the kernel then reads by itself; nil for nowhere. It stays the caller's.
+	Cache *filecache.Cache
 	// Logger may be nil, for slog's default.
 	Logger *slog.Logger
 	// Metrics may be nil.
@@ -104,6 +107,9 @@ func mount(cfg Config, b backend) (*Server, error) {
 	if cfg.Client != nil {
 		s.fs.learned = func() { cfg.Client.Observe(observerAt(s.fs.caches, cfg.Root)) }
 	}
+	if cfg.Cache != nil {
+		s.fs.pass = newPassthrough(s.fs, cfg.Cache)
+	}
 	link, err := connect(s.fs, point, cfg)
 	if err != nil {
 		return nil, cfs.E("mount "+point, cfs.KindOf(err), mountHint(err))
@@ -120,6 +126,9 @@ func mount(cfg Config, b backend) (*Server, error) {
 	}
 	s.setReadAhead(cfg.ReadAheadBytes)
 	go s.watchDeparture()
+	if s.fs.pass != nil {
+		s.fs.pass.start()
+	}
 	return s, nil
 }
 

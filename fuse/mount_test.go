@@ -56,8 +56,13 @@ func mounted(t testing.TB, m *memFS) (string, *Server) {
 
 func mountAt(t testing.TB, m *memFS, dir string) *Server {
 	t.Helper()
-	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
-	s, err := mount(Config{Mountpoint: dir, Source: "host-a:9400,host-b:9400", Transport: os.Getenv(transportEnv), Logger: testLogger(t)}, m.backend())
+	return mountWith(t, m, Config{Mountpoint: dir, Source: "host-a:9400,host-b:9400", Transport: os.Getenv(transportEnv), Logger: testLogger(t)})
+}
+
+func mountWith(t testing.TB, m *memFS, cfg Config) *Server {
+	t.Helper()
+	t.Cleanup(func() { unix.Unmount(cfg.Mountpoint, unix.MNT_DETACH) })
+	s, err := mount(cfg, m.backend())
 	if err != nil {
 		t.Fatal(err)
 	}

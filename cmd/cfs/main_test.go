@@ -205,6 +205,7 @@ func TestBadCommandLines(t *testing.T) {
 		{"mount of nobody in the foreground", []string{"mount", dir, "--server", nobody, "--timeout", "1s", "--foreground", "--log-level", "error"}, 1, nobody},
 		{"mount of another cluster", []string{"mount", dir, "--server", s.addr, "--cluster-id", "other"}, 1, `"test"`},
 		{"mount malformed cluster", []string{"mount", dir, "--server", s.addr, "--cluster-id", "?"}, 2, "cluster id"},
+		{"mount bad cache size", []string{"mount", dir, "--server", s.addr, "--cache-size", "0"}, 2, "--cache-size"},
 		{"mount bad ttl", []string{"mount", dir, "--server", s.addr, "--cache-ttl", "-1s"}, 2, "--cache-ttl"},
 		{"mount by no transport", []string{"mount", dir, "--server", s.addr, "--transport", "pigeon"}, 2, "--transport"},
 		{"umount of nothing", []string{"umount", dir}, 1, dir},

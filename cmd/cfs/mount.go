@@ -49,6 +49,7 @@ type mountFlags struct {
 	path       string // the directory of the cluster that is mounted
 	words      []string
 	options    fuse.Options // what words say
+	cache      cacheFlags
 	identity   identityFlags
 	store      *pki.Store // nil without certificates
 }
@@ -91,6 +92,7 @@ func (f *mountFlags) add(fl *pflag.FlagSet) {
 	fl.BoolVar(&f.syncNames, "sync-names", false, "names are durable when the call that makes, moves or removes them returns, without fsync")
 	fl.BoolVar(&f.foreground, "foreground", false, "serve the mount from this process instead of a daemon")
 	fl.StringVar(&f.transport, "transport", "", "how the kernel's requests come: "+fuse.TransportURing+" (FUSE over io_uring) or "+fuse.TransportDev+" (/dev/fuse) (default: the first that is there)")
+	f.cache.add(fl)
 	f.identity.add(fl)
 	f.identity.addToken(fl)
 	fl.IntVar(&f.readyFD, "ready-fd", 0, "where a daemon reports its start")
@@ -131,7 +133,7 @@ func (f *mountFlags) check() error {
 	if fuse.CheckTransport(f.transport) != nil {
 		return cli.Usage("--transport", "want "+fuse.TransportURing+" or "+fuse.TransportDev)
 	}
-	return nil
+	return f.cache.check()
 }
 
 // run does what the flags, which are in fl, say.
@@ -263,7 +265,7 @@ func (f *mountFlags) serve(ctx context.Context, point string, log *slog.Logger, 
 	go keepIdentity(renewing, f.store, f.servers, log)
 	var lock *mountLock
 	if f.options.Root, err = fuse.FindRoot(connect, cl, f.path); err == nil {
-		lock, err = f.serveMount(ctx, cl, point, log, fuse.NewMetrics(reg), rep)
+		lock, err = f.serveMount(ctx, cl, point, log, reg, rep)
 	}
 	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
@@ -278,10 +280,17 @@ func (f *mountFlags) serve(ctx context.Context, point string, log *slog.Logger, 
 
 // serveMount serves the mount until it is gone. The lock that it returns, nil
 // where there was no mount, is to be released when everything is written back.
-func (f *mountFlags) serveMount(ctx context.Context, cl *client.Client, point string, log *slog.Logger, metrics *fuse.Metrics, rep *reporter) (*mountLock, error) {
+func (f *mountFlags) serveMount(ctx context.Context, cl *client.Client, point string, log *slog.Logger, reg *prometheus.Registry, rep *reporter) (*mountLock, error) {
+	cache, err := f.cache.open(cl.ClusterID(), log, reg)
+	if err != nil {
+		return nil, err
+	}
+	if cache != nil {
+		defer cache.Close()
+	}
 	srv, err := fuse.Mount(fuse.Config{
-		Mountpoint: point, Source: f.source, Options: f.options, Client: cl, Transport: f.transport,
-		Logger: log.With("part", "fuse"), Metrics: metrics,
+		Mountpoint: point, Source: f.source, Options: f.options, Client: cl, Cache: cache, Transport: f.transport,
+		Logger: log.With("part", "fuse"), Metrics: fuse.NewMetrics(reg),
 	})
 	if err != nil {
 		return nil, err

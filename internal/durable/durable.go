@@ -7,10 +7,13 @@ import (
 	"path/filepath"
 )
 
+// TempPrefix begins the names that Replace writes under, and that a crash leaves.
+const TempPrefix = ".new-"
+
 // Replace makes content the file at path, of mode 0600, so that a crash leaves the old or the new, whole.
 // Several processes may do so at once: the last one's stays.
 func Replace(path string, content []byte) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
+	f, err := os.CreateTemp(filepath.Dir(path), TempPrefix+"*") // mode 0600
 	if err != nil {
 		return err
 	}

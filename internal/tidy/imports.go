@@ -23,7 +23,8 @@ var importTable = []row{
 	{"cmd", []string{"..."}, "commands wire everything together, and nobody imports them"},
 	{"test", []string{"..."}, "whole-cluster tests see everything"},
 
-	{"fuse", []string{"client", "iopath", "cfs"}, "a front end stands on the client alone; the kernel's requests come through a ring of iopath's"},
+	{"fuse", []string{"client", "fuse/filecache", "iopath", "cfs"}, "a front end stands on the client alone; the kernel's requests come through a ring of iopath's"},
+	{"fuse/filecache", []string{"internal/durable", "cfs"}, "whole files in a local directory, whoever brings and reads them"},
 	{"node", []string{"store", "raftmeta", "client", "wire", "wire/wirepb", "nvme", "iopath", "pki", "internal/durable", "internal/top", "cfs"}, "a node joins the services of a server; its restriper is a client of its own cluster"},
 	{"cluster", []string{"wire", "wire/wirepb", "internal/rawdisk", "internal/scrape", "cfs"}, "a cluster drives the binaries by exec, as a user does"},
 	{"perf", []string{"client", "wire", "wire/wirepb", "nvme", "iopath", "ec", "cfs", "bpf", "internal/rawdisk", "internal/scrape", "internal/units"}, "a load tool drives servers by exec and measures the client and the mechanisms"},
