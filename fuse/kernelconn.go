@@ -13,7 +13,6 @@ import (
 // What the daemon tells the kernel unasked: enum fuse_notify_code of linux/fuse.h.
 const (
 	notifyInvalInode = 2
-	notifyInvalEntry = 3
 	notifyRetrieve   = 5
 	notifyIncEpoch   = 8
 )
@@ -102,16 +101,6 @@ func (k *kernelConn) invalInode(ino cfs.Ino, off, n int64) error {
 	b = binary.LittleEndian.AppendUint64(b, k.node(ino))
 	b = binary.LittleEndian.AppendUint64(b, uint64(off))
 	return k.notify(notifyInvalInode, binary.LittleEndian.AppendUint64(b, uint64(n)))
-}
-
-// invalEntry has the kernel look a name up anew. It waits for the directory's lock, which the kernel holds while
-// it asks the daemon to change or look up a name there.
-func (k *kernelConn) invalEntry(dir cfs.Ino, name string) error {
-	b := make([]byte, 0, 16)
-	b = binary.LittleEndian.AppendUint64(b, k.node(dir))
-	b = binary.LittleEndian.AppendUint32(b, uint32(len(name)))
-	b = binary.LittleEndian.AppendUint32(b, 0)
-	return k.notify(notifyInvalEntry, b, []byte(name), []byte{0})
 }
 
 // stir has the kernel send a request, NOTIFY_REPLY of that number, which is even, to the queue of the CPU that this runs on.

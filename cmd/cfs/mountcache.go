@@ -41,11 +41,6 @@ func (f *cacheFlags) check() error {
 	return nil
 }
 
-// args are the arguments by which the daemon does the same.
-func (f *cacheFlags) args() []string {
-	return []string{"--cache-dir=" + f.dir, "--cache-size=" + f.size.String()}
-}
-
 // open opens the cache; nil where there is to be none.
 func (f *cacheFlags) open(cluster string, log *slog.Logger, reg prometheus.Registerer) (*filecache.Cache, error) {
 	if f.dir == "" {
