@@ -2,7 +2,9 @@ package fuse
 
 import (
 	"errors"
+	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,6 +46,11 @@ type caches struct {
 	recalled inoTable // when inodes were recalled last
 	unsure   inoTable // those whose pages are to be dropped once more
 	born     time.Time
+
+	// point is where the mount is, and below that something is mounted on one of its directories: INC_EPOCH would unmount
+	// that, and so no names are kept then.
+	point string
+	below atomic.Bool
 
 	forgetting chan struct{}
 	fs         *fileSystem
@@ -88,7 +95,7 @@ func (fs *fileSystem) attrTTL(a *cfs.Attr) time.Duration {
 // nameTTL is how long the kernel may keep it that i is behind a name, 0 for nothing.
 func (fs *fileSystem) nameTTL(dir cfs.Ino, name string, i cfs.Ino) time.Duration {
 	k := fs.caches
-	if !k.epochs {
+	if !k.epochs || k.below.Load() {
 		return 0
 	}
 	if _, ttl := fs.LeasedName(dir, name); ttl <= 0 {
@@ -145,7 +152,25 @@ func (k *caches) ForgetNames(dir cfs.Ino) {
 	if at, ok := k.listed.get(dir); ok && k.now() < at+uint64(intoKernel) {
 		time.Sleep(intoKernel)
 	}
-	k.tell(tellNames, k.kernel.incEpoch())
+	k.newEpoch(tellNames)
+}
+
+// newEpoch has the kernel ask for all names. What it keeps of them beside a mount on one of our directories, which would go,
+// is of before that mount: it lapses.
+func (k *caches) newEpoch(what tell) {
+	if k.lookBelow(); !k.below.Load() {
+		k.tell(what, k.kernel.incEpoch())
+	}
+}
+
+// lookBelow looks whether something is mounted on a directory of the mount.
+func (k *caches) lookBelow() {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		k.fs.log.Warn("the table of mounts cannot be read", "err", err)
+		return
+	}
+	k.below.Store(mountedBelow(parseMountinfo(text), k.point))
 }
 
 // namesListed takes note that names of a directory go into the kernel with a listing, kept or not.
@@ -155,7 +180,7 @@ func (k *caches) namesListed(dir cfs.Ino, kept bool) {
 	}
 	k.listed.swap(dir, k.now())
 	if k.isShared(dir) { // since after the first of them was found
-		time.AfterFunc(intoKernel, func() { k.tell(tellNames, k.kernel.incEpoch()) })
+		time.AfterFunc(intoKernel, func() { k.newEpoch(tellNames) })
 	}
 }
 
@@ -165,7 +190,7 @@ func (k *caches) ForgetAll() {
 	names := false
 	k.dirs.each(func(cfs.Ino) { names = true })
 	if names {
-		k.tell(tellAll, k.kernel.incEpoch())
+		k.newEpoch(tellAll)
 	}
 	k.inodes.each(func(i cfs.Ino) { k.tell(tellInode, k.kernel.invalInode(i, -1, 0)) })
 	open := map[cfs.Ino]struct{}{}

@@ -88,6 +88,35 @@ func TestKernelForgets(t *testing.T) {
 	m.mu.Unlock()
 }
 
+// TestMountsBelowStay: what is mounted on a directory of the mount stays there when names are taken back.
+func TestMountsBelowStay(t *testing.T) {
+	m := newMemFS()
+	dir, s := mounted(t, m)
+	on := filepath.Join(dir, "on")
+	check(t, os.Mkdir(on, 0o755))
+	_, err := os.Stat(filepath.Join(dir, "absent")) // so that the kernel has names
+	if !os.IsNotExist(err) {
+		t.Error(err)
+	}
+	if err := unix.Mount("below", on, "tmpfs", 0, ""); err != nil {
+		t.Skip("mounting a tmpfs: ", err)
+	}
+	defer unix.Unmount(on, unix.MNT_DETACH)
+	s.fs.caches.ForgetNames(cfs.RootIno)
+	s.fs.caches.ForgetAll()
+	_, err = os.Stat(on)
+	check(t, err)
+	if found, ok, err := mountedAt(on); err != nil || !ok || found.fsType != "tmpfs" {
+		t.Errorf("after names were taken back there is %+v on it, %v, %v", found, ok, err)
+	}
+	asked := m.count("lookup")
+	os.Stat(filepath.Join(dir, "another"))
+	os.Stat(filepath.Join(dir, "another"))
+	if n := m.count("lookup") - asked; n < 2 {
+		t.Errorf("%d lookups beside a mount below", n)
+	}
+}
+
 // TestListingsAreKept: a directory that nobody else changes is listed by the kernel; what this mount changes it sees.
 func TestListingsAreKept(t *testing.T) {
 	m := newMemFS()

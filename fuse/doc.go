@@ -60,8 +60,9 @@
 //
 // What remains: an INVAL_INODE makes the kernel ignore the answer to a GETATTR that is just on its way, and go on with what it had
 // before; a reader that asks while one change after the other is made may be one behind. After a suspension
-// of the machine the kernel goes on with what is left of maxKernelTTL. INC_EPOCH unmounts whatever is mounted on a directory of
-// this mount, when that is used next (d_invalidate; seen with Linux 6.18): mounts with others on them take --cache-ttl 0. Deadlocks: docs/decisions/016-kernel-caches.md.
+// of the machine the kernel goes on with what is left of maxKernelTTL. INC_EPOCH would unmount whatever is mounted on a
+// directory of this mount, when that is used next (d_invalidate; seen with Linux 6.18): as long as something is, no names are kept and it is not sent; names
+// that were kept before may be a second old then. Of mounts in other mount namespaces the daemon does not know: with those, --cache-ttl 0. Deadlocks: docs/decisions/016-kernel-caches.md.
 //
 // # Passthrough
 //

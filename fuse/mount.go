@@ -103,6 +103,7 @@ func mount(cfg Config, b backend) (*Server, error) {
 		fs:    newFileSystem(rootedAt(b, cfg.Root), cfg.Logger, cfg.Metrics),
 		point: point, log: cfg.Logger, done: make(chan struct{}), departed: make(chan struct{}),
 	}
+	s.fs.caches.point = point
 	s.fs.owners, s.fs.timeout = owners{cfg.UID, cfg.GID}, cfg.Timeout
 	if cfg.Client != nil {
 		s.fs.learned = func() { cfg.Client.Observe(observerAt(s.fs.caches, cfg.Root)) }

@@ -59,6 +59,15 @@ func unescapeMount(s string) string {
 
 func octal(c byte) bool { return '0' <= c && c <= '7' }
 
+// mountedBelow reports that something is mounted on a directory of what lies on top at a mount point.
+func mountedBelow(entries []mountEntry, point string) bool {
+	below := false
+	for _, m := range entries { // what was mounted before is covered
+		below = m.point != point && (below || strings.HasPrefix(m.point, point+"/"))
+	}
+	return below
+}
+
 // mountedAt finds what lies on top at a mount point.
 func mountedAt(point string) (mountEntry, bool, error) {
 	text, err := os.ReadFile("/proc/self/mountinfo")

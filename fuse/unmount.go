@@ -164,7 +164,7 @@ func (s *Server) livesElsewhere() bool {
 // there is served on, until Done.
 func (s *Server) Departed() <-chan struct{} { return s.departed }
 
-// watchDeparture looks for that. The kernel tells a daemon of the end of the last copy alone, but poll(2) tells of
+// watchDeparture looks for that, and for what is mounted on our directories. The kernel tells a daemon of the end of the last copy alone, but poll(2) tells of
 // every change of the table of mounts.
 func (s *Server) watchDeparture() {
 	table, err := unix.Open("/proc/self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -182,7 +182,11 @@ func (s *Server) watchDeparture() {
 		case <-tick.C:
 		}
 		changed, err := unix.Poll([]unix.PollFd{{Fd: int32(table), Events: unix.POLLPRI}}, 0)
-		if err != nil || changed == 0 || !s.gone() {
+		if err != nil || changed == 0 {
+			continue
+		}
+		s.fs.caches.lookBelow()
+		if !s.gone() {
 			continue
 		}
 		if s.livesElsewhere() {
