@@ -176,12 +176,13 @@ func (t *tx) run(cmd *cfs.Command, reply *cfs.Reply) (cfs.Kind, uint16) {
 	}
 	reply.Results = make([]cfs.Result, len(cmd.Ops))
 	now := t.now
-	defer func() { t.now = now }()
 	for i := range cmd.Ops {
-		if t.now = cmd.Ops[i].AtNS; t.now == 0 {
-			t.now = now
+		// When the owner of what it changes has done it is the owner's to say, as with the times of a file that it owns.
+		if _, fenced := Fenced(&cmd.Ops[i]); fenced && cmd.Ops[i].AtNS > 0 {
+			t.now = cmd.Ops[i].AtNS
 		}
-		if k := t.op(&cmd.Ops[i], &reply.Results[i]); k != cfs.KindOK {
+		k := t.op(&cmd.Ops[i], &reply.Results[i])
+		if t.now = now; k != cfs.KindOK {
 			return k, uint16(i)
 		}
 		t.journal(&cmd.Ops[i], &reply.Results[i])
