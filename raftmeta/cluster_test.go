@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -205,6 +206,13 @@ func (c *cluster) wait(what string, ok func() bool) {
 	}
 }
 
+// known is the seeds of now, for goroutines beside the test's.
+func (c *cluster) known() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.seeds)
+}
+
 // call sends to whoever leads, again until it is answered, as clients do. It is
 // for other goroutines too, so it returns what it cannot do.
 func (c *cluster) call(op wire.Op, req, resp protoMessage) error {
@@ -212,14 +220,15 @@ func (c *cluster) call(op wire.Op, req, resp protoMessage) error {
 	next := 0
 	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-		_, err = c.pool.Call(ctx, c.seeds[next%len(c.seeds)], op, req, nil, resp, nil)
+		seeds := c.known()
+		_, err = c.pool.Call(ctx, seeds[next%len(seeds)], op, req, nil, resp, nil)
 		cancel()
 		var remote *wire.RemoteError
 		switch {
 		case err == nil:
 			return nil
 		case errors.As(err, &remote) && remote.Kind == cfs.NotLeader && remote.Leader != "":
-			for i, s := range c.seeds {
+			for i, s := range seeds {
 				if s == remote.Leader {
 					next = i
 				}

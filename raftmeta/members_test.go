@@ -33,6 +33,8 @@ func (c *cluster) join() *member {
 	}
 	c.wait("the node is known", func() bool { return nodeOf(c.leader().node.Map(), m.id) != nil })
 	c.members = append(c.members, m)
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.seeds = append(c.seeds, m.addr)
 	return m
 }
