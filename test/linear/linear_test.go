@@ -256,7 +256,7 @@ func TestPlantedFaultsAreSeen(t *testing.T) {
 	for _, c := range []struct {
 		fault string
 		evils string
-	}{{planted.StaleRead, "leader"}, {planted.DroppedReply, "mixed"}, {planted.LeaseIgnored, "none"}} {
+	}{{planted.StaleRead, "leader"}, {planted.DroppedReply, "busy"}, {planted.LeaseIgnored, "none"}} {
 		t.Run(c.fault, func(t *testing.T) {
 			for try := 1; try <= 10; try++ {
 				w := run(t, binaries[1], []string{planted.Env + "=" + c.fault}, newSeed(), evils[c.evils], *timeFlag)

@@ -2,6 +2,7 @@ package linear
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ var evils = map[string][]evil{
 	"clock":     {clockJump},
 	"disk":      {slowDisk},
 	"leader":    {cutLeader}, // what a stale read takes
+	"busy":      {killBusy},  // what a second effect takes
 	"mixed":     {partition, oneWay, bridge, isolate, pause, kill, clockJump, slowDisk},
 }
 
@@ -165,6 +167,32 @@ func kill(n *nemesis, ctx context.Context) (func() error, error) {
 		defer cancel()
 		return n.c.Restart(ctx, id)
 	}, n.c.Kill(id)
+}
+
+// killBusy kills a leader that has commands on their way for sure, since every log is slow: the next one finds them
+// in its log, and their clients ask again.
+func killBusy(n *nemesis, ctx context.Context) (func() error, error) {
+	n.did["busy leader killed"]++
+	slow := func(by time.Duration, nodes ...int) (err error) {
+		for _, id := range nodes {
+			err = errors.Join(err, n.c.Fault(id, cluster.FaultSlowSyncs, by))
+		}
+		return err
+	}
+	all := n.others(0)
+	if err := slow(200*time.Millisecond, all...); err != nil {
+		return func() error { return slow(0, all...) }, ignoreEnd(ctx, err)
+	}
+	n.rest(ctx, 300*time.Millisecond, 600*time.Millisecond)
+	id, err := n.c.Leader(ctx)
+	if err != nil {
+		return func() error { return slow(0, all...) }, nil // there is none now
+	}
+	return func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		return n.c.Restart(ctx, id)
+	}, errors.Join(n.c.Kill(id), slow(0, n.others(id)...)) // soon, or the clients give up before there is a leader
 }
 
 func clockJump(n *nemesis, ctx context.Context) (func() error, error) {
