@@ -426,6 +426,8 @@ func TestSessionExpiryDuringCommits(t *testing.T) {
 	b := newBed(t, 3)
 	c := b.mount(t)
 	gate, waiting := make(chan struct{}), atomic.Int32{}
+	open := sync.OnceFunc(func() { close(gate) })
+	defer open()
 	hook(&b.before, func(cmd *cfs.Command) {
 		if cmd.Ops[0].Kind == cfs.OpWrite {
 			waiting.Add(1)
@@ -448,6 +450,8 @@ func TestSessionExpiryDuringCommits(t *testing.T) {
 	for c.session.Load() == old { // the heartbeat notices while the commits wait
 		time.Sleep(time.Millisecond)
 	}
+	must(t, c.opening.take(t.Context())) // until all files know it
+	c.opening.done()
 	failed := 0
 	for i, f := range files { // new writes take the memory of the old
 		if _, err := f.Write(t.Context(), bytes.Repeat([]byte{0xff}, 2000), 0); err == nil {
@@ -455,7 +459,7 @@ func TestSessionExpiryDuringCommits(t *testing.T) {
 		}
 		write(t, f, bytes.Repeat([]byte{byte(100 + i)}, 2000), 0)
 	}
-	close(gate)
+	open()
 	for _, f := range files {
 		if f.Sync(t.Context()) != nil {
 			failed++
