@@ -327,7 +327,10 @@ func TestBehindNewLeader(t *testing.T) {
 	c, dir := b.mountBehind(t)
 	for k := range 300 {
 		if k == 100 || k == 200 {
-			b.leases.lead(1 - b.leases.leader)
+			b.leases.mu.Lock()
+			other := 1 - b.leases.leader
+			b.leases.mu.Unlock()
+			b.leases.lead(other)
 		}
 		_, err := c.Create(t.Context(), me, dir, fmt.Sprint(k), cfs.ModeRegular|0o600, 0, "", true)
 		must(t, err)
