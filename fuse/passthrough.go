@@ -163,7 +163,7 @@ func (p *passthrough) unpinLocked(n *inodeIO) {
 	n.pinned = nil
 	p.pins.Add(-1)
 	if pin.changed {
-		p.fs.opened.forget(n.ino)
+		p.fs.distrustPages(n.ino)
 	}
 	p.wg.Go(pin.close)
 }
