@@ -179,29 +179,10 @@ func (r *request) wait(finished <-chan struct{}) bool {
 	}
 	// A signal that comes before the request has left the kernel by io_uring is never told of: it is still
 	// pending, and looked for once.
-	look := time.NewTimer(lostSignalAfter)
-	defer look.Stop()
-	for signalled := false; !signalled; {
-		select {
-		case <-finished:
-			return false
-		case <-r.fs.stop:
-			return true
-		case <-expired:
-			r.late.Store(true)
-			return true
-		case <-r.interrupt:
-			signalled = true
-		case <-look.C:
-			signalled = r.fs.losesSignals && r.pid != 0 && pending(r.pid)
-		}
-	}
-	if r.anySignal {
-		return true
-	}
-	timer := time.NewTimer(0)
+	timer := time.NewTimer(lostSignalAfter)
 	defer timer.Stop()
-	for pause := interruptPollFirst; ; pause = min(2*pause, interruptPollMax) {
+	interrupt, signalled := r.interrupt, false
+	for pause := interruptPollFirst; ; {
 		select {
 		case <-finished:
 			return false
@@ -210,12 +191,19 @@ func (r *request) wait(finished <-chan struct{}) bool {
 		case <-expired:
 			r.late.Store(true)
 			return true
+		case <-interrupt:
+			interrupt, signalled = nil, true
 		case <-timer.C:
+			signalled = signalled || r.fs.losesSignals && r.pid != 0 && pending(r.pid)
 		}
-		if dying(r.pid) {
+		if !signalled {
+			continue
+		}
+		if r.anySignal || dying(r.pid) {
 			return true
 		}
 		timer.Reset(pause)
+		pause = min(2*pause, interruptPollMax)
 	}
 }
 
@@ -225,17 +213,19 @@ func dying(tid uint32) bool {
 	if tid == 0 {
 		return true
 	}
-	status, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(tid), 10) + "/status")
-	if err != nil {
-		return true
-	}
-	return killPending(status)
+	status, err := statusOf(tid)
+	return err != nil || killPending(status)
 }
 
 // pending reports that a thread has a signal pending that it does not block.
 func pending(tid uint32) bool {
-	status, err := os.ReadFile("/proc/" + strconv.FormatUint(uint64(tid), 10) + "/status")
+	status, err := statusOf(tid)
 	return err != nil || signalPending(status)
+}
+
+// statusOf is a thread's /proc/PID/status.
+func statusOf(tid uint32) ([]byte, error) {
+	return os.ReadFile("/proc/" + strconv.FormatUint(uint64(tid), 10) + "/status")
 }
 
 // signalPending finds signals that are pending and not blocked in a /proc/PID/status.
