@@ -2,7 +2,6 @@ package fuse
 
 import (
 	"errors"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -165,12 +164,12 @@ func (k *caches) newEpoch(what tell) {
 
 // lookBelow looks whether something is mounted on a directory of the mount.
 func (k *caches) lookBelow() {
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	all, err := mounts()
 	if err != nil {
 		k.fs.log.Warn("the table of mounts cannot be read", "err", err)
 		return
 	}
-	k.below.Store(mountedBelow(parseMountinfo(text), k.point))
+	k.below.Store(mountedBelow(all, k.point))
 }
 
 // namesListed takes note that names of a directory go into the kernel with a listing, kept or not.

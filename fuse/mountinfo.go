@@ -17,6 +17,15 @@ type mountEntry struct {
 // isFUSE reports a mount that a daemon serves.
 func (m *mountEntry) isFUSE() bool { return m.fsType == "fuse" || strings.HasPrefix(m.fsType, "fuse.") }
 
+// mounts are those of this process's mount namespace, in the order in which they lie over each other.
+func mounts() ([]mountEntry, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return parseMountinfo(text), nil
+}
+
 // parseMountinfo reads the lines that are understood and skips others; a later
 // line of the same mount point lies over an earlier one.
 func parseMountinfo(text []byte) []mountEntry {
@@ -70,11 +79,10 @@ func mountedBelow(entries []mountEntry, point string) bool {
 
 // mountedAt finds what lies on top at a mount point.
 func mountedAt(point string) (mountEntry, bool, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
+	entries, err := mounts()
 	if err != nil {
 		return mountEntry{}, false, err
 	}
-	entries := parseMountinfo(text)
 	for i := len(entries) - 1; i >= 0; i-- {
 		if entries[i].point == point {
 			return entries[i], true, nil

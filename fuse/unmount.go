@@ -75,8 +75,8 @@ func (s *Server) retry() error {
 
 // gone reports that nothing of ours is mounted there any more.
 func (s *Server) gone() bool {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	return err == nil && !slices.ContainsFunc(parseMountinfo(text), func(m mountEntry) bool {
+	all, err := mounts()
+	return err == nil && !slices.ContainsFunc(all, func(m mountEntry) bool {
 		return m.point == s.point && m.fsType == fsType && (m.dev == s.dev || s.dev == "")
 	})
 }
