@@ -4,7 +4,6 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/claudefs/claudefs/cfs"
 )
@@ -195,10 +194,9 @@ func (c *Client) awaitNumber(ctx context.Context, num uint64) error {
 	return c.awaitBehind(ctx, func(b *behind) bool { return b.done >= num })
 }
 
-// awaitBehind waits for something of the queue, no longer than an operation may take.
+// awaitBehind waits for something of the queue.
 func (c *Client) awaitBehind(ctx context.Context, ready func(*behind) bool) error {
 	b := &c.behind
-	var limit <-chan time.Time
 	for {
 		b.mu.Lock()
 		is, moved := ready(b), b.moved
@@ -206,15 +204,10 @@ func (c *Client) awaitBehind(ctx context.Context, ready func(*behind) bool) erro
 		if is {
 			return nil
 		}
-		if limit == nil && c.cfg.OpTimeout > 0 {
-			limit = time.After(c.cfg.OpTimeout)
-		}
 		select {
 		case <-moved:
 		case <-ctx.Done():
 			return ctxError("wait for names", ctx)
-		case <-limit:
-			return cfs.E("wait for names", cfs.Timeout, nil)
 		case <-c.ctx.Done():
 			return cfs.E("wait for names", cfs.Closed, nil)
 		}
@@ -331,7 +324,8 @@ func (c *Client) carryBehind(batch []*pending) {
 		ops[i] = p.op
 	}
 	g := c.grantOf(s)
-	reply, err := c.sendInOrder(s, batch[0].cred, ops)
+	c.stats.behindCommands.Add(1)
+	_, reply, _, err := c.issue(c.ctx, s, batch[0].cred, ops, func() {})
 	if err == nil && reply.Kind == cfs.NoSession {
 		if err := c.sessionLost(c.ctx, s); err != nil {
 			c.log.Warn("no session after one has expired", "err", err)
@@ -366,33 +360,6 @@ func (b *behind) retry(n int) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.limit = n
-}
-
-// sendInOrder sends a command until it is answered, or the client ends.
-func (c *Client) sendInOrder(s *session, cred cfs.Cred, ops []cfs.Op) (*cfs.Reply, error) {
-	select {
-	case c.commands <- struct{}{}:
-	case <-c.ctx.Done():
-		return nil, ctxError("commit names", c.ctx)
-	}
-	defer func() { <-c.commands }()
-	seq, err := s.seqs.takeWithin(c.ctx, maxOutstanding)
-	if err != nil {
-		return nil, err
-	}
-	defer s.seqs.settle(seq)
-	cmd := &cfs.Command{Session: s.id, Seq: seq, LowWater: s.seqs.lowest(), Floor: s.stripes.lowest(), Cred: cred, Ops: ops}
-	s.sent.Store(time.Now().UnixNano())
-	c.stats.behindCommands.Add(1)
-	reply, _, err := c.send(c.ctx, cmd)
-	for cfs.KindOf(err) == cfs.Timeout && c.ctx.Err() == nil {
-		reply, _, err = c.send(c.ctx, cmd)
-	}
-	if err == nil && reply.Kind != cfs.NoSession {
-		s.floorTold(cmd.Floor)
-		s.lowered(cmd.LowWater)
-	}
-	return reply, err
 }
 
 // landed takes note of operations that the cluster has carried out.

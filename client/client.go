@@ -45,7 +45,6 @@ type Config struct {
 	Name        string        // what the session is called in the cluster's listings
 	CacheTTL    time.Duration // bound of how long answers may be kept above the client
 	MemoryBytes int64         // bound of written data in memory, 0: DefaultMemoryBytes
-	OpTimeout   time.Duration // after which an operation fails with Timeout, 0: never; what was written before it is not given up
 	NoAtime     bool          // the times of readings are not kept
 	Logger      *slog.Logger
 	WireMetrics *wire.Metrics

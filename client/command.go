@@ -29,8 +29,6 @@ const (
 // do carries out operations as one command, exactly once, and returns their
 // results. A refusal is an Error of the reply's kind.
 func (c *Client) do(ctx context.Context, cred cfs.Cred, ops ...cfs.Op) ([]cfs.Result, error) {
-	ctx, cancel := c.bounded(ctx)
-	defer cancel()
 	for {
 		s := c.session.Load()
 		res, unsure, err := c.doIn(ctx, s, cred, ops)
@@ -41,15 +39,6 @@ func (c *Client) do(ctx context.Context, cred cfs.Cred, ops ...cfs.Op) ([]cfs.Re
 	}
 }
 
-// bounded limits by Config.OpTimeout how long the caller of an operation waits. What the client does by itself, under its own
-// context, it never gives up: what was written and kept back has been acknowledged.
-func (c *Client) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	if c.cfg.OpTimeout <= 0 || ctx == c.ctx {
-		return ctx, func() {}
-	}
-	return context.WithTimeout(ctx, c.cfg.OpTimeout)
-}
-
 // doIn carries out a command in a session, and replaces the session when it is
 // gone. unsure says that an attempt before the last may have been carried out too.
 func (c *Client) doIn(ctx context.Context, s *session, cred cfs.Cred, ops []cfs.Op) (res []cfs.Result, unsure bool, err error) {
@@ -58,24 +47,13 @@ func (c *Client) doIn(ctx context.Context, s *session, cred cfs.Cred, ops []cfs.
 		return nil, false, err
 	}
 	defer func() { leave() }()
-	select {
-	case c.commands <- struct{}{}:
-	case <-ctx.Done():
-		return nil, false, ctxError(opName(ops, 0), ctx)
-	}
-	defer func() { <-c.commands }()
-	seq, err := s.seqs.takeWithin(ctx, maxOutstanding)
+	var ch *change
+	cmd, reply, unsure, err := c.issue(ctx, s, cred, ops, func() { ch = c.cache.begin(c.grantOf(s), ops, c.cachedName) })
 	if err != nil {
-		return nil, false, err
-	}
-	ch := c.cache.begin(c.grantOf(s), ops, c.cachedName)
-	cmd := &cfs.Command{Session: s.id, Seq: seq, LowWater: s.seqs.lowest(), Floor: s.stripes.lowest(), Cred: cred, Ops: ops}
-	s.sent.Store(time.Now().UnixNano())
-	reply, unsure, err := c.send(ctx, cmd)
-	s.seqs.settle(seq)
-	if err != nil {
-		c.fence(s, seq, ch, leave)
-		leave = func() {}
+		if ch != nil {
+			c.fence(s, cmd.Seq, ch, leave)
+			leave = func() {}
+		}
 		return nil, unsure, err
 	}
 	c.ended(ch, reply)
@@ -83,14 +61,36 @@ func (c *Client) doIn(ctx context.Context, s *session, cred cfs.Cred, ops []cfs.
 		if err = c.sessionLost(ctx, s); err != nil {
 			return nil, unsure, err
 		}
-	} else { // a refused command raises the floor too
-		s.floorTold(cmd.Floor)
-		s.lowered(cmd.LowWater)
 	}
 	if reply.Kind != cfs.KindOK {
 		return nil, unsure, cfs.E(opName(ops, int(reply.Failed)), reply.Kind, nil)
 	}
 	return reply.Results, unsure, nil
+}
+
+// issue sends operations as the next command of a session until it is answered, or ctx ends. begun is called before it can take
+// effect. unsure is that of doIn.
+func (c *Client) issue(ctx context.Context, s *session, cred cfs.Cred, ops []cfs.Op, begun func()) (cmd *cfs.Command, reply *cfs.Reply, unsure bool, err error) {
+	select {
+	case c.commands <- struct{}{}:
+	case <-ctx.Done():
+		return nil, nil, false, ctxError(opName(ops, 0), ctx)
+	}
+	defer func() { <-c.commands }()
+	seq, err := s.seqs.takeWithin(ctx, maxOutstanding)
+	if err != nil {
+		return nil, nil, false, err
+	}
+	begun()
+	cmd = &cfs.Command{Session: s.id, Seq: seq, LowWater: s.seqs.lowest(), Floor: s.stripes.lowest(), Cred: cred, Ops: ops}
+	s.sent.Store(time.Now().UnixNano())
+	reply, unsure, err = c.send(ctx, cmd)
+	s.seqs.settle(seq)
+	if err == nil && reply.Kind != cfs.NoSession { // a refused command raises the floor too
+		s.floorTold(cmd.Floor)
+		s.lowered(cmd.LowWater)
+	}
+	return cmd, reply, unsure, err
 }
 
 // ended takes note of what a command has changed.
@@ -193,8 +193,6 @@ func (c *Client) askLeased(ctx context.Context, q *cfs.Query) (*cfs.Answer, gran
 // ask answers a query at the leader. A refusal is an Error of the answer's kind;
 // the answer is returned with it.
 func (c *Client) ask(ctx context.Context, q *cfs.Query) (*cfs.Answer, error) {
-	ctx, cancel := c.bounded(ctx)
-	defer cancel()
 	if err := c.await(ctx, q.Kind == cfs.QueryStatfs, q.Ino, q.Dir); err != nil {
 		return nil, err
 	}

@@ -520,8 +520,14 @@ func TestManyCommandsBehindOne(t *testing.T) {
 }
 
 func TestTimeouts(t *testing.T) {
+	const limit = 300 * time.Millisecond
+	soon := func() context.Context {
+		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		t.Cleanup(cancel)
+		return ctx
+	}
 	b := newBed(t, 3)
-	c := b.mount(t, func(cfg *Config) { cfg.OpTimeout = 300 * time.Millisecond })
+	c := b.mount(t)
 	c.shares.Store(false)
 	f := create(t, c, "f")
 	kept, err := c.Create(t.Context(), me, cfs.RootIno, "kept", cfs.ModeRegular, 0, "", true)
@@ -529,14 +535,14 @@ func TestTimeouts(t *testing.T) {
 	for _, m := range b.metas {
 		m.stop()
 	}
-	_, err = c.Create(t.Context(), me, cfs.RootIno, "x", cfs.ModeRegular, 0, "", true)
+	_, err = c.Create(soon(), me, cfs.RootIno, "x", cfs.ModeRegular, 0, "", true)
 	wantKind(t, err, cfs.Timeout)
 	write(t, f, []byte("late"), 0)
-	wantKind(t, f.Sync(t.Context()), cfs.Timeout)
+	wantKind(t, f.Sync(soon()), cfs.Timeout)
 	_, err = c.SetAttr(t.Context(), me, kept.Ino, cfs.SetMtime, cfs.Attr{MtimeNS: 104})
 	must(t, err) // kept back
 	c.inodes.find(kept.Ino).leave()
-	time.Sleep(2 * c.cfg.OpTimeout) // nobody's patience counts for what the client does by itself
+	time.Sleep(2 * limit) // nobody's patience counts for what the client does by itself
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	_, err = c.Create(ctx, me, cfs.RootIno, "y", cfs.ModeRegular, 0, "", true)
@@ -545,13 +551,13 @@ func TestTimeouts(t *testing.T) {
 		m.start()
 	}
 	for { // the connections are made again within the pool's backoff, not ours
-		_, err := c.Create(t.Context(), me, cfs.RootIno, "again", cfs.ModeRegular, 0, "", false)
+		_, err := c.Create(soon(), me, cfs.RootIno, "again", cfs.ModeRegular, 0, "", false)
 		if err == nil {
 			break
 		}
 		wantKind(t, err, cfs.Timeout)
 	}
-	if err := f.Close(t.Context()); err != nil {
+	if err := f.Close(soon()); err != nil {
 		wantKind(t, err, cfs.Timeout)
 	}
 	other := b.mount(t)

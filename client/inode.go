@@ -197,10 +197,8 @@ func (n *inode) write(ctx context.Context, p []byte, off uint64, atEnd bool) (in
 			continue
 		}
 		n.c.memory.put(spare)
-		within, cancel := n.c.bounded(ctx)
 		var err error
-		spare, err = n.c.memory.get(within, want)
-		if cancel(); err != nil {
+		if spare, err = n.c.memory.get(ctx, want); err != nil {
 			return done, err
 		}
 	}
@@ -308,8 +306,6 @@ func (n *inode) flush(ctx context.Context) error {
 
 // waitLocked waits for the committer until done.
 func (n *inode) waitLocked(ctx context.Context, done func() bool) error {
-	ctx, cancel := n.c.bounded(ctx)
-	defer cancel()
 	n.waiting++
 	defer func() { n.waiting-- }()
 	for !done() {

@@ -104,7 +104,7 @@ func run(t *testing.T, binary string, env []string, seed uint64, kinds []evil, d
 	for i := range all {
 		all[i], err = client.New(t.Context(), client.Config{
 			Servers: c.Addrs(), ClusterID: c.ClusterID(), Name: fmt.Sprint("client ", i), CacheTTL: client.MaxCacheTTL,
-			MemoryBytes: client.MinMemoryBytes, OpTimeout: opTimeout, Logger: slog.New(slog.DiscardHandler),
+			MemoryBytes: client.MinMemoryBytes, Logger: slog.New(slog.DiscardHandler),
 			WriteBehind: i%2 == 0, // sound, since no client crashes: what the caller was told others see when they ask
 		})
 		if err != nil {
@@ -137,6 +137,8 @@ func run(t *testing.T, binary string, env []string, seed uint64, kinds []evil, d
 func worlds(all []*client.Client) func(ctx context.Context) (*world, error) {
 	id := 0
 	return func(ctx context.Context) (*world, error) {
+		ctx, cancel := context.WithTimeout(ctx, opTimeout)
+		defer cancel()
 		id++
 		c := all[id%len(all)]
 		make := func(dir cfs.Ino, name string, mode uint32) (cfs.Ino, error) {

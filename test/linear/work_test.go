@@ -169,6 +169,8 @@ func nameOf(i int) string { return string(rune('a' + i)) }
 
 // do carries out a request. The error is one that no state of the directory explains.
 func (w *work) do(ctx context.Context, c *client.Client, wd *world, in input, ino cfs.Ino) (output, error) {
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
 	switch in.Part {
 	case "mtime":
 		return w.doTime(ctx, c, wd, in)
